@@ -1,0 +1,1 @@
+"""The methods that Parallel Token Prediction is measured against, one file each."""

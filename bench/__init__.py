@@ -1,0 +1,1 @@
+"""The suite: one model, one decoding loop, one clock, and everything that turns its records into tables."""
