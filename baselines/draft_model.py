@@ -1,0 +1,101 @@
+"""Speculative decoding with a draft model (Leviathan et al., 2023; Chen et al., 2023): a chain of k drafted tokens."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.cache import Cache
+from bench.errors import BenchError
+from bench.forward import Forward, prefill
+from bench.loop import Method
+from bench.sampling import Choices, pick
+from bench.tree import Tree, chain, chain_parents
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`draft`: a zoo name; `verify`: "match" (shared noise, same text) or "reject" (own noise, same distribution)."""
+
+    draft: str = ""
+    k: int = 4
+    verify: str = "match"
+
+    def __post_init__(self):
+        if self.k < 1:
+            raise BenchError(f"draft_model needs k >= 1, got {self.k}")
+        if self.verify not in ("match", "reject"):
+            raise BenchError(f"draft_model: verify must be match or reject, got {self.verify!r}")
+
+
+class DraftModel(Method):
+    """The draft has a cache of its own, which rolls back by being overwritten."""
+
+    Settings = Settings
+
+    def __init__(self, sequences, law, settings=None, drafter=None):
+        super().__init__(sequences, law, settings or Settings(), drafter)
+        s, k = sequences, self.settings.k
+        self.verifier = self.settings.verify
+        self.rows = (k + 1,)
+        self.cache = Cache(drafter.config, s.batch, s.cache.capacity, drafter.norm)
+        drafter.extend_rope(s.cache.capacity)
+        self.forward = Forward(drafter, self.cache)
+        self.chains = {rows: chain(rows, s.batch, s.device) for rows in (1, 2, k + 1)}
+        self.parents = {rows: chain_parents(rows, s.batch, s.device) for rows in (1, 2, k + 1)}
+
+    @classmethod
+    def load(cls, settings: Settings, target: Any) -> Any:
+        """The draft model by its zoo name. Raises BenchError when its vocabulary is another."""
+        from bench import zoo
+
+        if not settings.draft:
+            raise BenchError("draft_model needs a draft: draft_model:draft=NAME (see `python -m bench list`)")
+        draft = zoo.load(settings.draft, target.model.norm.device, target.model.norm.dtype)
+        zoo.require_same_vocabulary(target, draft)
+        return draft.model
+
+    @property
+    def extra_bytes(self) -> int:
+        """The draft's weights and its cache."""
+        return self.drafter.weight_bytes + self.cache.bytes
+
+    def start(self) -> None:
+        """Fill the draft's cache with all of the prompt but its last token."""
+        longest = int(self.sequences.lengths.max())
+        prefill(self.drafter, self.cache, self.sequences.tokens[:, : longest - 1])
+
+    def propose(self, kind: int) -> Tree:
+        """k calls of the draft, each of one row; the first also of the token before the root.
+
+        After a step that kept every draft, the last of them has not been through the draft yet.
+        """
+        s, k, root = self.sequences, self.settings.k, self.sequences.root
+        base = (root - 1).clamp(min=0)
+        pair = s.tokens.gather(1, base[:, None] + torch.arange(2, device=s.device))
+        logits = self.run(pair, base).gather(1, (root - base)[:, None, None].expand(-1, 1, self.drafter.config.vocab))
+        tokens, laws = [s.root_tokens()], []
+        for i in range(1, k + 1):
+            choices = self.law(logits)
+            laws.append(choices)
+            tokens.append(self.draw(root[:, None] + i, choices))
+            if i < k:
+                logits = self.run(tokens[-1], root + i)
+        return Tree(torch.cat(tokens, 1), self.parents[k + 1], depth=k, is_chain=True, structure=self.chains[k + 1],
+                    draft_mass=self.dense(laws) if self.verifier == "reject" else None)
+
+    def run(self, tokens: Tensor, base: Tensor) -> Tensor:
+        """The draft's logits after a short chain of tokens: [B, rows] at `base` [B] -> [B, rows, vocab]."""
+        rows = tokens.shape[1]
+        tree = Tree(tokens, self.parents[rows], depth=rows - 1, is_chain=True, structure=self.chains[rows])
+        return self.forward(tree, base).logits
+
+    def draw(self, positions: Tensor, choices: Choices) -> Tensor:
+        """The drafted token: with the target's noise for `match`, with a stream of its own for `reject`."""
+        stream = "target" if self.verifier == "match" else "draft"
+        return pick(self.sequences.noise.at(stream, positions), choices)
+
+    def dense(self, laws: list[Choices]) -> Tensor:
+        """The laws that the drafts were drawn from -> [B, k, vocab] int64."""
+        return torch.cat([law.dense(self.drafter.config.vocab) for law in laws], 1)

@@ -1,0 +1,205 @@
+"""The decoding loop: the only code that calls the target while decoding."""
+
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from bench.forward import Forward, Result, prefill
+from bench.graphs import Phase, capture, nothing
+from bench.model import Adapter
+from bench.sampling import Law
+from bench.sequences import SLACK, Prompt, Sequences
+from bench.timing import PHASES, clock_for, synchronize
+from bench.tree import Tree
+from bench.verify import VERIFIERS, Outcome, Trial
+
+
+@dataclass(frozen=True)
+class NoSettings:
+    """For methods without options."""
+
+
+class Method:
+    """What a decoding method adds to the loop. Every function is a fixed-shape device program without a host sync."""
+
+    Settings: type = NoSettings  # dataclass of the options that the command line may set
+    verifier = "match"
+    rows: tuple[int, ...] = (1,)  # rows of each kind of step; several kinds alternate
+    adapter: Adapter | None = None
+    taps: tuple[int, ...] = ()  # layers whose outputs `observe` wants
+
+    def __init__(self, sequences: Sequences, law: Law, settings: Any = None, drafter: Any = None):
+        self.sequences, self.law, self.settings, self.drafter = sequences, law, settings, drafter
+
+    @classmethod
+    def load(cls, settings: Any, target: Any) -> Any:
+        """The method's trained part (heads, adapter, draft model) for a zoo target, shared by all its instances."""
+        return None
+
+    def start(self) -> None:
+        """Get ready for the prompts just filled in; timed with the prefill. Also called before the capture."""
+
+    def propose(self, kind: int) -> Tree:
+        """The tree of the next step. `kind` is the index into `rows`."""
+        raise NotImplementedError
+
+    def observe(self, seen: "Seen") -> None:
+        """Learn from the step. Leave it out when there is nothing to learn."""
+
+    @property
+    def extra_bytes(self) -> int:
+        """Memory of the method's own weights and caches."""
+        return 0
+
+
+@dataclass
+class Seen:
+    """A step as `observe` sees it, after the commit."""
+
+    kind: int
+    tree: Tree
+    result: Result
+    outcome: Outcome
+    root: Tensor  # [B] int64: where the root was in this step; a sequence that is done does not move
+
+
+class Step:
+    """One kind of step: five phases that hand their results on."""
+
+    def __init__(self, method: Method, forward: Forward, kind: int):
+        self.method, self.forward_rows, self.kind = method, forward, kind
+        self.sequences, self.verifier = method.sequences, VERIFIERS[method.verifier]
+
+    def propose(self) -> None:
+        """Method -> tree."""
+        self.root = self.sequences.root
+        self.tree = self.method.propose(self.kind)
+
+    def forward(self) -> None:
+        """Target(tree) -> logits, hidden."""
+        self.result = self.forward_rows(self.tree, self.root, self.method.adapter, self.method.taps)
+
+    def verify(self) -> None:
+        """Logits, tree, noise -> kept rows."""
+        trial = Trial(self.tree, self.result.logits, self.root, self.method.law, self.sequences.noise)
+        self.outcome = self.verifier(trial)
+
+    def commit(self) -> None:
+        """Cache and tokens."""
+        if not self.tree.is_chain:
+            self.sequences.cache.commit(self.root, self.outcome.path)
+        self.sequences.commit(self.outcome)
+
+    def observe(self) -> None:
+        """The method reads what the forward taught it."""
+        self.method.observe(Seen(self.kind, self.tree, self.result, self.outcome, self.root))
+
+    def phases(self) -> list[Phase]:
+        """In order; `observe` is nothing when the method does not define it."""
+        observes = type(self.method).observe is not Method.observe
+        return [self.propose, self.forward, self.verify, self.commit, self.observe if observes else nothing]
+
+
+@dataclass
+class Raw:
+    """A decoded batch before clipping; times in milliseconds."""
+
+    tokens: list[list[int]]  # new ids of each sequence, unclipped
+    accepted: list[list[int]]  # [steps][B]
+    drafted: list[list[int]]
+    evidence: Tensor  # [steps, 3, B] float64
+    rows: list[int]  # [steps]
+    phases: dict[str, list[float]]  # [steps] each
+    prefill_ms: float
+    wall_ms: float
+
+
+class Decoder:
+    """One method, ready to decode batch after batch: its phases are captured once."""
+
+    def __init__(self, method: Method, sequences: Sequences):
+        self.method, self.sequences = method, sequences
+        self.clock = clock_for(sequences.device)
+        self.done = DoneFlag(sequences.done)
+        forward, kinds = Forward(sequences.target, sequences.cache), range(len(method.rows))
+        method.start()
+        self.kinds = [capture(Step(method, forward, kind).phases(), sequences.device) for kind in kinds]
+
+    @torch.inference_mode()
+    def decode(self, prompts: list[Prompt], max_new_tokens: int, end_ids: frozenset[int] = frozenset()) -> Raw:
+        """Continue the prompts until each has `max_new_tokens` new ids or an end id."""
+        sequences, device = self.sequences, self.sequences.device
+        sequences.fill(prompts, max_new_tokens, end_ids)
+        lengths = [len(p.ids) for p in prompts]
+        prefill_ms = timed(partial(self.prefill, max(lengths) - 1), device)
+        wall_ms = timed(partial(self.run, max_new_tokens), device)
+        return self.collect(lengths, prefill_ms, wall_ms)
+
+    def prefill(self, length: int) -> None:
+        """All tokens but the last; then the method's own start."""
+        prefill(self.sequences.target, self.sequences.cache, self.sequences.tokens[:, :length])
+        self.method.start()
+
+    def run(self, max_new_tokens: int) -> None:
+        """The loop. Each step keeps at least one token per sequence that is not done."""
+        self.clock.reset()
+        for step in range(max_new_tokens + SLACK):
+            self.clock.mark()
+            for phase in self.kinds[step % len(self.kinds)]:
+                phase()
+                self.clock.mark()
+            if self.done.seen(step):
+                return
+
+    def collect(self, lengths: list[int], prefill_ms: float, wall_ms: float) -> Raw:
+        """Bring everything to the host."""
+        log, intervals = self.sequences.log, self.clock.intervals()
+        steps = (len(intervals) + 1) // (len(PHASES) + 1)
+        phases = {name: intervals[i :: len(PHASES) + 1] for i, name in enumerate(PHASES)}
+        tokens, ends = self.sequences.tokens.tolist(), self.sequences.lengths.tolist()
+        accepted, drafted = log.counts[:steps].transpose(0, 1).tolist()
+        rows = [self.method.rows[step % len(self.method.rows)] for step in range(steps)]
+        new = [ids[start:end] for ids, start, end in zip(tokens, lengths, ends, strict=True)]
+        return Raw(new, accepted, drafted, log.evidence[:steps].cpu(), rows, phases, prefill_ms, wall_ms)
+
+
+class DoneFlag:
+    """Whether all sequences are done, learnt on a CUDA device a step or two late so that the queue never runs dry."""
+
+    def __init__(self, done: Tensor):
+        self.flags = done
+        self.on_cuda = done.is_cuda
+        if self.on_cuda:
+            self.host = torch.zeros(SLACK, len(done), dtype=torch.bool, pin_memory=True)
+            self.copied = [torch.cuda.Event() for _ in range(SLACK)]
+
+    def seen(self, step: int) -> bool:
+        """Ask after `step`; on a CUDA device the answer is that of the step `SLACK - 1` before."""
+        if not self.on_cuda:
+            return bool(self.flags.all())
+        here, oldest = step % SLACK, (step + 1) % SLACK
+        self.host[here].copy_(self.flags, non_blocking=True)
+        self.copied[here].record()
+        if step + 1 < SLACK:
+            return False
+        self.copied[oldest].synchronize()
+        return bool(self.host[oldest].all())
+
+
+class Work(Protocol):
+    """Something to time."""
+
+    def __call__(self) -> None: ...  # noqa: D102
+
+
+def timed(work: Work, device: torch.device) -> float:
+    """Host milliseconds between two synchronisations around `work`."""
+    synchronize(device)
+    begin = time.perf_counter()
+    work()
+    synchronize(device)
+    return (time.perf_counter() - begin) * 1000

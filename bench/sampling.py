@@ -1,0 +1,93 @@
+"""From logits to tokens: the law, and `Pick`, which makes a token a function of its law and one number."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bench.errors import BenchError
+
+NOISE_BITS = 30  # u is an integer below 2^30
+MASS_BITS = 32  # the masses of a law sum to about 2^32; mass * 2^30 still fits int64
+MAX_VOCAB = 1 << 20
+
+
+@dataclass
+class Choices:
+    """A law in int64 fixed point, over the ids it may give.
+
+    Integers make the sums independent of their order and monotone, whatever device adds them.
+    """
+
+    ids: Tensor  # [.., k] int64, ascending
+    mass: Tensor  # [.., k] int64, 0 for excluded ids
+
+    def dense(self, vocab: int) -> Tensor:
+        """Mass of every id of the vocabulary -> [.., vocab] int64."""
+        zeros = self.mass.new_zeros(*self.mass.shape[:-1], vocab)
+        return zeros.scatter(-1, self.ids, self.mass)
+
+
+@dataclass(frozen=True)
+class Law:
+    """Temperature, then top-k, then top-p, on float32 logits. Temperature 0 is greedy.
+
+    Ties at top-k and at arg max go to the smaller id; the token that crosses `top_p` stays in.
+    `top_k` 0 and `top_p` 1 switch the truncations off.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self):
+        if not 0 <= self.temperature < float("inf"):
+            raise BenchError(f"temperature must be 0 (greedy) or more, got {self.temperature}")
+        if self.top_k < 0:
+            raise BenchError(f"top-k must be 0 (off) or more, got {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise BenchError(f"top-p must be above 0 and at most 1 (off), got {self.top_p}")
+
+    def __call__(self, logits: Tensor) -> Choices:
+        """[.., vocab] float32 -> the law of the next token."""
+        if self.temperature == 0:
+            best = logits.argmax(-1, keepdim=True)
+            return Choices(best, torch.full_like(best, 1 << MASS_BITS))
+        ids = largest(logits, self.top_k)
+        mass = fixed_point(logits.gather(-1, ids).double() / self.temperature)
+        return Choices(ids, nucleus(mass, self.top_p) if self.top_p < 1 else mass)
+
+
+def largest(logits: Tensor, k: int) -> Tensor:
+    """Ids of the k largest logits, ties to the smaller id; all ids for k = 0. -> [.., k] int64, ascending."""
+    vocab = logits.shape[-1]
+    every = torch.arange(vocab, device=logits.device)
+    if not 0 < k < vocab:
+        return every.expand(logits.shape)
+    bits = (logits + 0.0).view(torch.int32)  # + 0.0 turns -0.0 into 0.0
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # integers in the order of the floats
+    keys = ordered.long() * MAX_VOCAB - every  # no two are equal, so the k largest are unique
+    return keys.topk(k, sorted=False).indices.sort(-1).values
+
+
+def fixed_point(scores: Tensor) -> Tensor:
+    """Softmax in int64 fixed point: [.., k] float64 -> [.., k] int64 that sum to about 2^32."""
+    weights = ((scores - scores.amax(-1, keepdim=True)).exp() * 2.0**40).long()
+    share = weights.double() / weights.sum(-1, keepdim=True).double()
+    return (share * 2.0**MASS_BITS).round().long()
+
+
+def nucleus(mass: Tensor, top_p: float) -> Tensor:
+    """Zero the mass of ids outside the smallest set that holds `top_p`; the id that crosses it stays in."""
+    ranked, order = mass.sort(dim=-1, descending=True, stable=True)
+    before = ranked.cumsum(-1) - ranked
+    bar = round(top_p * 2**NOISE_BITS) * mass.sum(-1, keepdim=True)
+    return torch.where((before << NOISE_BITS) < bar, ranked, 0).gather(-1, order.argsort(-1))
+
+
+def pick(noise: Tensor, choices: Choices) -> Tensor:
+    """The smallest id whose cumulative probability exceeds u. `noise` [..] int64 -> [..] int64 ids."""
+    cumulative = choices.mass.cumsum(-1)
+    bar = noise[..., None] * cumulative[..., -1:]
+    index = ((cumulative << NOISE_BITS) <= bar).sum(-1, keepdim=True)
+    return choices.ids.gather(-1, index).squeeze(-1)

@@ -1,0 +1,109 @@
+"""The state of a batch while it is decoded: tokens, lengths, noise, the target's cache, and the log of its steps."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bench.cache import Cache
+from bench.errors import BenchError
+from bench.model import Transformer
+from bench.noise import Noise, NoiseKey
+from bench.verify import Evidence, Outcome
+
+MAX_END_IDS = 8
+SLACK = 2  # steps that may still run before the host learns that all sequences are done
+
+
+@dataclass
+class Prompt:
+    """One sequence to continue."""
+
+    ids: list[int]
+    noise: NoiseKey
+
+
+class Sequences:
+    """Device state that every method shares. Position `lengths - 1` holds the root, which is not in the cache yet."""
+
+    def __init__(self, target: Transformer, batch: int, context: int, widest: int):
+        """`context`: longest prompt plus answer; `widest`: most rows of any step (they lie behind it in the cache)."""
+        self.target, self.batch, self.context, self.widest = target, batch, context, widest
+        self.device = device = target.norm.device
+        capacity = context + 2 * widest
+        target.extend_rope(capacity)
+        self.cache = Cache(target.config, batch, capacity, target.norm)
+        self.noise = Noise(batch, capacity, device)
+        self.tokens = torch.zeros(batch, capacity, dtype=torch.int64, device=device)
+        self.lengths = torch.ones(batch, dtype=torch.int64, device=device)
+        self.limits = torch.ones_like(self.lengths)
+        self.end_ids = torch.full((MAX_END_IDS,), -1, dtype=torch.int64, device=device)
+        self.done = torch.zeros(batch, dtype=torch.bool, device=device)
+        self.log = StepLog(batch, context + SLACK + 1, device)
+
+    @property
+    def root(self) -> Tensor:
+        """Position of the last committed token, [B]: also the number of rows in the cache."""
+        return self.lengths - 1
+
+    def root_tokens(self) -> Tensor:
+        """The last committed token, [B, 1]."""
+        return self.tokens.gather(1, self.root[:, None])
+
+    def fill(self, prompts: list[Prompt], max_new_tokens: int, end_ids: frozenset[int]) -> None:
+        """Begin anew with these prompts. Raises BenchError when one is empty or too long."""
+        if len(end_ids) > MAX_END_IDS:
+            raise BenchError(f"at most {MAX_END_IDS} end-of-text ids are supported, got {len(end_ids)}")
+        lengths = [len(p.ids) for p in prompts]
+        if not all(lengths):
+            raise BenchError("a prompt has no tokens; give it at least one")
+        if max(lengths) + max_new_tokens > self.context:
+            raise BenchError(f"prompt of {max(lengths)} tokens plus {max_new_tokens} new ones exceeds the context of "
+                             f"{self.context}; shorten it or lower --max-new-tokens")
+        self.tokens.zero_()
+        for row, prompt in zip(self.tokens, prompts, strict=True):
+            row[: len(prompt.ids)] = torch.tensor(prompt.ids)
+        self.lengths.copy_(torch.tensor(lengths))
+        self.limits.copy_(self.lengths + max_new_tokens)
+        self.end_ids.fill_(-1)
+        self.end_ids[: len(end_ids)] = torch.tensor(sorted(end_ids), dtype=torch.int64)
+        self.done.zero_()
+        self.noise.fill([p.noise for p in prompts])
+        self.log.reset()
+
+    def commit(self, outcome: Outcome) -> None:
+        """Append the kept tokens. A sequence that is done stays where it is."""
+        offsets = torch.arange(outcome.tokens.shape[1], device=self.device)
+        kept = offsets <= outcome.accepted[:, None]
+        places = self.lengths[:, None] + offsets
+        ended = (outcome.tokens[..., None] == self.end_ids).any(-1) & kept
+        self.tokens.scatter_(1, places, torch.where(self.done[:, None], self.tokens.gather(1, places), outcome.tokens))
+        self.lengths += torch.where(self.done, 0, outcome.accepted + 1)
+        self.done |= ended.any(-1) | (self.lengths >= self.limits)
+        self.log.add(outcome)
+
+
+class StepLog:
+    """Per step and sequence, what later tables need; read by the host once, after the loop."""
+
+    def __init__(self, batch: int, steps: int, device: torch.device):
+        self.step = torch.zeros(1, dtype=torch.int64, device=device)
+        self.counts = torch.zeros(steps, 2, batch, dtype=torch.int64, device=device)  # accepted, drafted
+        self.evidence = torch.zeros(steps, 3, batch, dtype=torch.float64, device=device)  # excess, variance, tested
+
+    def reset(self) -> None:
+        """Forget all steps."""
+        self.step.zero_()
+        self.evidence.zero_()
+
+    def add(self, outcome: Outcome) -> None:
+        """Note one step."""
+        self.counts.index_copy_(0, self.step, torch.stack([outcome.accepted, outcome.drafted])[None])
+        if outcome.evidence is not None:
+            self.evidence.index_copy_(0, self.step, stacked(outcome.evidence)[None])
+        self.step += 1
+
+
+def stacked(evidence: Evidence) -> Tensor:
+    """[3, B] float64."""
+    return torch.stack([evidence.excess, evidence.variance, evidence.tested.double()])

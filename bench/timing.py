@@ -1,0 +1,70 @@
+"""Clocks: a mark at every border between phases, read only after the loop has ended."""
+
+import time
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import torch
+
+PHASES = ("propose", "forward", "verify", "commit", "observe")
+
+
+@dataclass
+class HostClock:
+    """Monotonic host time. For the CPU, where a phase has ended when its function returns."""
+
+    name: str = "host"
+    marks: list[int] = field(default_factory=list)
+
+    def reset(self) -> None:
+        """Forget all marks."""
+        self.marks.clear()
+
+    def mark(self) -> None:
+        """Note the time of a border."""
+        self.marks.append(time.perf_counter_ns())
+
+    def intervals(self) -> list[float]:
+        """Milliseconds between neighbouring marks."""
+        return [(b - a) / 1e6 for a, b in pairwise(self.marks)]
+
+
+@dataclass
+class CudaClock:
+    """CUDA events in the order of the stream: marking does not wait for the device, reading does."""
+
+    name: str = "cuda events"
+    events: list[torch.cuda.Event] = field(default_factory=list)
+    used: int = 0
+
+    def reset(self) -> None:
+        """Forget all marks; the events are kept for the next run."""
+        self.used = 0
+
+    def mark(self) -> None:
+        """Record an event at a border."""
+        if self.used == len(self.events):
+            self.events.append(torch.cuda.Event(enable_timing=True))
+        self.events[self.used].record()
+        self.used += 1
+
+    def intervals(self) -> list[float]:
+        """Milliseconds between neighbouring marks. Waits for the last one."""
+        events = self.events[: self.used]
+        if events:
+            events[-1].synchronize()
+        return [a.elapsed_time(b) for a, b in pairwise(events)]
+
+
+Clock = HostClock | CudaClock
+
+
+def clock_for(device: torch.device) -> Clock:
+    """The clock that measures this device."""
+    return CudaClock() if device.type == "cuda" else HostClock()
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done everything it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

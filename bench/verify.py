@@ -1,0 +1,128 @@
+"""Verifiers: which draft rows are kept, and the token that the target adds."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bench.noise import Noise
+from bench.sampling import MASS_BITS, NOISE_BITS, Choices, Law, pick
+from bench.tree import Structure, Tree
+
+
+@dataclass
+class Evidence:
+    """How often `reject` accepted beyond what its two laws allow, per sequence: float64 [B] each."""
+
+    excess: Tensor  # sum over tested rows of (accepted - sum_x min(p, q))
+    variance: Tensor  # its variance: sum of a (1 - a) with a = sum_x min(p, q)
+    tested: Tensor
+
+
+@dataclass
+class Outcome:
+    """What one step decided."""
+
+    last: Tensor  # [B] int64: the deepest accepted row
+    accepted: Tensor  # [B] int64: accepted draft tokens, its depth
+    drafted: Tensor  # [B] int64: depth of the deepest draft offered
+    path: Tensor  # [B, depth + 1] int64: the kept row at each depth, any row past `accepted`
+    tokens: Tensor  # [B, depth + 1] int64: accepted drafts, then the target's own; any id past `accepted`
+    evidence: Evidence | None = None
+
+
+@dataclass
+class Trial:
+    """One step, ready to be verified."""
+
+    tree: Tree
+    logits: Tensor  # [B, rows, vocab] float32
+    root: Tensor  # [B] int64: absolute position of the root
+    law: Law
+    noise: Noise
+
+    def choices(self) -> Choices:
+        """The target's law after every token row."""
+        return self.law(self.logits[:, : self.tree.tokens.shape[1]])
+
+
+Verifier = Callable[[Trial], Outcome]
+
+
+def match(trial: Trial) -> Outcome:
+    """Keep the drafts that equal what the target draws itself with the position's own noise: exact at any law."""
+    tree, n = trial.tree, trial.tree.tokens.shape[1]
+    structure = tree.resolve()
+    positions = trial.root[:, None] + structure.depths[:, :n]
+    picks = pick(trial.noise.at("target", positions + 1), trial.choices())
+    right = tree.tokens == picks.gather(1, tree.parents[:, :n])
+    right = torch.cat([torch.ones_like(right[:, :1]), right[:, 1:]], 1)  # the root is not a guess
+    last = deepest(structure, right)
+    return settle(tree, structure, last, picks.gather(1, last[:, None]))
+
+
+def reject(trial: Trial) -> Outcome:
+    """The ratio test of Leviathan et al. (2023, algorithm 1) and Chen et al. (2023, algorithm 2), on chains.
+
+    Keeps the distribution, not the text. Drafting, test and residual each have a noise stream of their own.
+    """
+    tree, n = trial.tree, trial.tree.tokens.shape[1]
+    structure, root = tree.resolve(), trial.root[:, None]
+    p = trial.choices().dense(trial.logits.shape[-1])  # [B, n, vocab]
+    q, drafts = tree.draft_mass, tree.tokens[:, 1:, None]
+    assert q is not None, "reject needs the draft's law"
+    test = trial.noise.at("test", root + structure.depths[:, 1:n])
+    ratio = p.gather(2, drafts).squeeze(2).double() / q.gather(2, drafts).squeeze(2).double()
+    right = test < ratio * 2.0**NOISE_BITS
+    last = deepest(structure, torch.cat([torch.ones_like(right[:, :1]), right], 1))
+    own = pick(trial.noise.at("residual", root + last[:, None] + 1), residual(p, q, last))
+    outcome = settle(tree, structure, last, own)
+    outcome.evidence = tally(p[:, :-1], q, right, outcome)
+    return outcome
+
+
+def residual(p: Tensor, q: Tensor, last: Tensor) -> Choices:
+    """What is left of the target's law after the last accepted row -> [B, 1, vocab].
+
+    After a refusal max(p - q, 0); p itself after the last draft, or where rounding leaves nothing.
+    """
+    q = torch.cat([q, torch.zeros_like(q[:, :1])], 1)
+    at = last[:, None, None].expand(-1, 1, p.shape[2])
+    p, left = p.gather(1, at), (p - q).gather(1, at).clamp(min=0)
+    mass = torch.where(left.sum(-1, keepdim=True) > 0, left, p)
+    return Choices(torch.arange(p.shape[2], device=p.device).expand_as(mass), mass)
+
+
+def tally(p: Tensor, q: Tensor, right: Tensor, outcome: Outcome) -> Evidence:
+    """Evidence over the tested rows: all accepted ones and the first refused one."""
+    overlap = torch.minimum(p, q).sum(-1).double() / 2.0**MASS_BITS
+    tested = torch.arange(right.shape[1], device=right.device) < (outcome.accepted + 1)[:, None]
+    tested = tested & (torch.arange(right.shape[1], device=right.device) < outcome.drafted[:, None])
+    excess = torch.where(tested, right.double() - overlap, 0).sum(1)
+    return Evidence(excess, torch.where(tested, overlap * (1 - overlap), 0).sum(1), tested.sum(1))
+
+
+def deepest(structure: Structure, right: Tensor) -> Tensor:
+    """The deepest row whose whole path is right; the first of several. right [B, n] bool -> [B] int64."""
+    n = right.shape[1]
+    refused = (structure.ancestors[:, :n, :n] & ~right[:, None]).any(-1)
+    kept = structure.live[:, :n] & ~refused
+    return torch.where(kept, structure.depths[:, :n], -1).argmax(1)
+
+
+def settle(tree: Tree, structure: Structure, last: Tensor, own: Tensor) -> Outcome:
+    """The outcome of keeping the path to row `last` [B] and adding the target's own token [B, 1]."""
+    n, width = tree.tokens.shape[1], tree.depth + 1
+    depths, ids = structure.depths[:, :n], torch.arange(n, device=last.device)
+    accepted = depths.gather(1, last[:, None])
+    on_path = structure.ancestors[torch.arange(len(last), device=last.device), last, :n]
+    path = torch.zeros(len(last), width + 1, dtype=torch.int64, device=last.device)
+    path = path.scatter(1, torch.where(on_path, depths, width), ids.expand_as(depths))[:, :width]
+    drafts = torch.cat([tree.tokens.gather(1, path)[:, 1:], own], 1)  # [B, depth + 1]
+    tokens = torch.where(torch.arange(width, device=last.device) == accepted, own, drafts)
+    drafted = torch.where(structure.live[:, :n], depths, 0).amax(1)
+    return Outcome(last, accepted.squeeze(1), drafted, path, tokens)
+
+
+VERIFIERS: dict[str, Verifier] = {"match": match, "reject": reject}
