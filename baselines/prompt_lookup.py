@@ -55,5 +55,5 @@ def longest_match(tokens: Tensor, lengths: Tensor, ngram: int) -> tuple[Tensor, 
     same = (windows == suffix) & (windows >= 0)
     run = same.flip(-1).cumprod(-1).sum(-1)  # [B, capacity]
     run = torch.where(index < (lengths - 1)[:, None], run, 0)
-    end = (run * len(index) + index).argmax(1)
+    end = torch.where(run > 0, run * len(index) + index, 0).argmax(1)
     return end, run.gather(1, end[:, None]).squeeze(1)
