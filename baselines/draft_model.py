@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bench.cache import Cache
 from bench.errors import BenchError
-from bench.forward import Forward, prefill
+from bench.forward import forward_for, prefill
 from bench.loop import Method
 from bench.sampling import Choices, pick
 from bench.tree import Tree, chain, chain_parents
@@ -41,7 +41,7 @@ class DraftModel(Method):
         self.rows = (k + 1,)
         self.cache = Cache(drafter.config, s.batch, s.cache.capacity, drafter.norm)
         drafter.extend_rope(s.cache.capacity)
-        self.forward = Forward(drafter, self.cache)
+        self.forward = forward_for(drafter, self.cache)
         self.chains = {rows: chain(rows, s.batch, s.device) for rows in (1, 2, k + 1)}
         self.parents = {rows: chain_parents(rows, s.batch, s.device) for rows in (1, 2, k + 1)}
 
@@ -89,7 +89,7 @@ class DraftModel(Method):
         """The draft's logits after a short chain of tokens: [B, rows] at `base` [B] -> [B, rows, vocab]."""
         rows = tokens.shape[1]
         tree = Tree(tokens, self.parents[rows], depth=rows - 1, is_chain=True, structure=self.chains[rows])
-        return self.forward(tree, base).logits
+        return self.forward(tree, base, None, ()).logits
 
     def draw(self, positions: Tensor, choices: Choices) -> Tensor:
         """The drafted token: with the target's noise for `match`, with a stream of its own for `reject`."""

@@ -1,5 +1,6 @@
 """The forward pass over a step's tree, for any model with a cache."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,14 +15,17 @@ PREFILL_CHUNK = 512
 
 @dataclass
 class Result:
-    """What the target said about a tree."""
+    """What the target said about a tree of n token rows and m slot rows."""
 
-    logits: Tensor  # [B, rows, vocab] float32
-    hidden: Tensor  # [B, rows, hidden]
-    taps: tuple[Tensor, ...] = ()  # [B, rows, hidden] each
+    logits: Tensor  # [B, n, vocab] float32: after each token row
+    slot_logits: Tensor | None = None  # [B, m, vocab] float32
+    taps: tuple[Tensor, ...] = ()  # [B, n, hidden] each: token rows, as `Transformer.forward` taps them
 
 
-class Forward:
+Forward = Callable[[Tree, Tensor, Adapter | None, tuple[int, ...]], Result]
+
+
+class PlainForward:
     """Rows of a tree through a model, their keys and values into its cache behind the prefix."""
 
     def __init__(self, model: Transformer, cache: Cache):
@@ -29,14 +33,23 @@ class Forward:
 
     def __call__(self, tree: Tree, root: Tensor, adapter: Adapter | None = None, taps: tuple[int, ...] = ()) -> Result:
         """`root` [B] int64: position of the root, equal to the number of rows already in the cache."""
-        structure = tree.resolve()
+        structure, n = tree.resolve(), tree.tokens.shape[1]
         x = self.model.embed(tree.tokens)
-        slots = 0
         if tree.slots is not None:
-            x, slots = torch.cat([x, tree.slots], 1), tree.slots.shape[1]
+            x = torch.cat([x, tree.slots], 1)
         attend = attend_tree(self.cache, root, structure)
-        hidden = self.model(x, structure.positions(tree, root), attend, adapter, slots, taps)
-        return Result(self.model.score(hidden.last), hidden.last, hidden.taps)
+        hidden = self.model(x, structure.positions(tree, root), attend, adapter, x.shape[1] - n, taps)
+        slot_logits = None if tree.slots is None else self.model.score(hidden.last[:, n:])
+        return Result(self.model.score(hidden.last[:, :n]), slot_logits, tuple(t[:, :n] for t in hidden.taps))
+
+
+def forward_for(model: Transformer, cache: Cache) -> Forward:
+    """The fastest forward for the model's device and dtype."""
+    if model.norm.is_cuda and model.norm.dtype in (torch.bfloat16, torch.float16):
+        from bench.fused import FusedForward  # Triton exists on CUDA machines only
+
+        return FusedForward(model, cache)
+    return PlainForward(model, cache)
 
 
 def prefill(model: Transformer, cache: Cache, tokens: Tensor) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from bench.forward import Forward, Result, prefill
+from bench.forward import Forward, Result, forward_for, prefill
 from bench.graphs import Phase, capture, nothing
 from bench.model import Adapter
 from bench.sampling import Law
@@ -30,7 +30,7 @@ class Method:
     verifier = "match"
     rows: tuple[int, ...] = (1,)  # rows of each kind of step; several kinds alternate
     adapter: Adapter | None = None
-    taps: tuple[int, ...] = ()  # layers whose outputs `observe` wants
+    taps: tuple[int, ...] = ()  # what `observe` wants to see: layers' outputs, or `layers` for the final norm's
 
     def __init__(self, sequences: Sequences, law: Law, settings: Any = None, drafter: Any = None):
         self.sequences, self.law, self.settings, self.drafter = sequences, law, settings, drafter
@@ -80,7 +80,7 @@ class Step:
         self.tree = self.method.propose(self.kind)
 
     def forward(self) -> None:
-        """Target(tree) -> logits, hidden."""
+        """Target(tree) -> logits, taps."""
         self.result = self.forward_rows(self.tree, self.root, self.method.adapter, self.method.taps)
 
     def verify(self) -> None:
@@ -125,7 +125,7 @@ class Decoder:
         self.method, self.sequences = method, sequences
         self.clock = clock_for(sequences.device)
         self.done = DoneFlag(sequences.done)
-        forward, kinds = Forward(sequences.target, sequences.cache), range(len(method.rows))
+        forward, kinds = forward_for(sequences.target, sequences.cache), range(len(method.rows))
         method.start()
         self.kinds = [capture(Step(method, forward, kind).phases(), sequences.device) for kind in kinds]
 

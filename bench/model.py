@@ -29,7 +29,7 @@ class Hidden:
     """What a forward pass returns."""
 
     last: Tensor  # [B, rows, hidden], after the final norm: the head's input
-    taps: tuple[Tensor, ...] = ()  # outputs of the tapped layers, each [B, rows, hidden]
+    taps: tuple[Tensor, ...] = ()  # [B, rows, hidden] each
 
 
 class Block(nn.Module):
@@ -108,7 +108,10 @@ class Transformer(nn.Module):
 
     def forward(self, x: Tensor, positions: Tensor, attend: Attend, adapter: Adapter | None = None,
                 slots: int = 0, taps: tuple[int, ...] = ()) -> Hidden:
-        """x [B, rows, hidden], positions [B, rows]; the last `slots` rows go through `adapter` as well."""
+        """x [B, rows, hidden], positions [B, rows]; the last `slots` rows go through `adapter` as well.
+
+        `taps`, ascending: i is the output of layer i, `layers` that of the final norm.
+        """
         rotation = self.rope[positions]  # [B, rows, 2, head_dim / 2]
         tapped = []
         for layer, block in enumerate(self.blocks):
@@ -119,7 +122,8 @@ class Transformer(nn.Module):
             x = x + project("down", F.silu(gate) * up)
             if layer in taps:
                 tapped.append(x)
-        return Hidden(self.rms(x, self.norm), tuple(tapped))
+        last = self.rms(x, self.norm)
+        return Hidden(last, (*tapped, last) if len(self.blocks) in taps else tuple(tapped))
 
     def attention(self, x: Tensor, project: "Projection", rotation: Tensor, attend: Attend) -> Tensor:
         """Norm, projections, rotation, attention, output projection: [B, rows, hidden] -> the same."""

@@ -37,14 +37,10 @@ class Trial:
     """One step, ready to be verified."""
 
     tree: Tree
-    logits: Tensor  # [B, rows, vocab] float32
+    logits: Tensor  # [B, n, vocab] float32: the target's, after every token row
     root: Tensor  # [B] int64: absolute position of the root
     law: Law
     noise: Noise
-
-    def choices(self) -> Choices:
-        """The target's law after every token row."""
-        return self.law(self.logits[:, : self.tree.tokens.shape[1]])
 
 
 Verifier = Callable[[Trial], Outcome]
@@ -55,7 +51,7 @@ def match(trial: Trial) -> Outcome:
     tree, n = trial.tree, trial.tree.tokens.shape[1]
     structure = tree.resolve()
     positions = trial.root[:, None] + structure.depths[:, :n]
-    picks = pick(trial.noise.at("target", positions + 1), trial.choices())
+    picks = pick(trial.noise.at("target", positions + 1), trial.law(trial.logits))
     right = tree.tokens == picks.gather(1, tree.parents[:, :n])
     right = torch.cat([torch.ones_like(right[:, :1]), right[:, 1:]], 1)  # the root is not a guess
     last = deepest(structure, right)
@@ -69,7 +65,7 @@ def reject(trial: Trial) -> Outcome:
     """
     tree, n = trial.tree, trial.tree.tokens.shape[1]
     structure, root = tree.resolve(), trial.root[:, None]
-    p = trial.choices().dense(trial.logits.shape[-1])  # [B, n, vocab]
+    p = trial.law(trial.logits).dense(trial.logits.shape[-1])  # [B, n, vocab]
     q, drafts = tree.draft_mass, tree.tokens[:, 1:, None]
     assert q is not None, "reject needs the draft's law"
     test = trial.noise.at("test", root + structure.depths[:, 1:n])
