@@ -54,7 +54,7 @@ class Law:
             best = logits.argmax(-1, keepdim=True)
             return Choices(best, torch.full_like(best, 1 << MASS_BITS))
         ids = largest(logits, self.top_k)
-        mass = fixed_point(logits.gather(-1, ids).double() / self.temperature)
+        mass = fixed_point(logits.gather(-1, ids).double(), self.temperature)
         return Choices(ids, nucleus(mass, self.top_p) if self.top_p < 1 else mass)
 
 
@@ -70,19 +70,27 @@ def largest(logits: Tensor, k: int) -> Tensor:
     return keys.topk(k, sorted=False).indices.sort(-1).values
 
 
-def fixed_point(scores: Tensor) -> Tensor:
+def fixed_point(scores: Tensor, temperature: float) -> Tensor:
     """Softmax in int64 fixed point: [.., k] float64 -> [.., k] int64 that sum to about 2^32."""
-    weights = ((scores - scores.amax(-1, keepdim=True)).exp() * 2.0**40).long()
+    below = scores - scores.amax(-1, keepdim=True)  # subtracted first: no temperature is too small to divide by
+    return normalized(((below / temperature).exp() * 2.0**40).long())
+
+
+def normalized(weights: Tensor) -> Tensor:
+    """Scale to a sum of about 2^32: [.., k] int64 -> [.., k] int64."""
     share = weights.double() / weights.sum(-1, keepdim=True).double()
     return (share * 2.0**MASS_BITS).round().long()
 
 
 def nucleus(mass: Tensor, top_p: float) -> Tensor:
-    """Zero the mass of ids outside the smallest set that holds `top_p`; the id that crosses it stays in."""
+    """Drop the ids outside the smallest set that holds `top_p`; the id that crosses it stays in.
+
+    What stays is scaled up again, because `reject` compares the masses of two laws.
+    """
     ranked, order = mass.sort(dim=-1, descending=True, stable=True)
     before = ranked.cumsum(-1) - ranked
-    bar = round(top_p * 2**NOISE_BITS) * mass.sum(-1, keepdim=True)
-    return torch.where((before << NOISE_BITS) < bar, ranked, 0).gather(-1, order.argsort(-1))
+    bar = max(round(top_p * 2**NOISE_BITS), 1) * mass.sum(-1, keepdim=True)  # 0 would drop even the best id
+    return normalized(torch.where((before << NOISE_BITS) < bar, ranked, 0).gather(-1, order.argsort(-1)))
 
 
 def pick(noise: Tensor, choices: Choices) -> Tensor:
