@@ -1,0 +1,116 @@
+"""Every method by name, and what the command line says about one: `name:key=value:key=value`.
+
+The only file of `bench` that imports the other rooms. A new method needs one line in `METHODS`.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, get_type_hints
+
+from baselines.autoregressive import Autoregressive
+from baselines.draft_model import DraftModel
+from baselines.prompt_lookup import PromptLookup
+from bench.errors import BenchError
+from bench.loop import Method
+
+METHODS: dict[str, type[Method]] = {
+    "autoregressive": Autoregressive,
+    "prompt_lookup": PromptLookup,
+    "draft_model": DraftModel,
+}
+TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method with its options: one line of the table."""
+
+    name: str
+    settings: Any  # the method's Settings
+
+    @property
+    def label(self) -> str:
+        """The name and the options that are not the default; reading it gives the same entry again."""
+        given = {f.name: getattr(self.settings, f.name) for f in fields(self.settings)}
+        default = {f.name: f.default for f in fields(self.settings)}
+        return ":".join([self.name, *(f"{key}={shown(given[key])}" for key in given if given[key] != default[key])])
+
+    @property
+    def method(self) -> type[Method]:
+        """Its class."""
+        return METHODS[self.name]
+
+
+def parse(text: str) -> list[Entry]:
+    """`a,b:key=value:key=value`: methods with commas between, options with colons.
+
+    Square brackets hold a value that has commas or colons of its own: `draft_model:draft=[tiny:seed=1,layers=1]:k=4`.
+    A piece without "=" belongs to the value before it: `draft_model:draft=hf:org/name`. BenchError in one line for an
+    unknown method or option, a value of the wrong type, and a method that is named twice.
+    """
+    entries = [parse_one(part) for part in split(text, ",")]
+    labels = [entry.label for entry in entries]
+    if twice := {label for label in labels if labels.count(label) > 1}:
+        raise BenchError(f"method {min(twice)} is named twice: name it once (--repeats measures it again)")
+    return entries
+
+
+def parse_one(text: str) -> Entry:
+    """One method with its options."""
+    name, *pieces = split(text, ":")
+    if name not in METHODS:
+        raise BenchError(f"unknown method {name!r}; there are {', '.join(METHODS)}")
+    valid, types, given = options(name), get_type_hints(METHODS[name].Settings), pairs(name, pieces)
+    for key in given:
+        if key not in valid:
+            raise BenchError(f"{name} has no option {key!r}; {listing(valid)}")
+    return Entry(name, METHODS[name].Settings(**{key: convert(name, key, given[key], types[key]) for key in given}))
+
+
+def options(name: str) -> dict[str, Any]:
+    """A method's options with their defaults."""
+    return {f.name: f.default for f in fields(METHODS[name].Settings)}
+
+
+def pairs(name: str, pieces: list[str]) -> dict[str, str]:
+    """["k=8", "draft=hf", "org/name"] -> {"k": "8", "draft": "hf:org/name"}."""
+    given: dict[str, str] = {}
+    key = ""
+    for piece in pieces:
+        before, equals, value = piece.partition("=")
+        if equals:
+            if before in given:
+                raise BenchError(f"option {before} of {name} is given twice")
+            key, given[before] = before, value
+        elif key:
+            given[key] += ":" + piece
+        else:
+            raise BenchError(f"{name}:{piece} is not NAME:KEY=VALUE; {listing(options(name))}")
+    return {key: value.removeprefix("[").removesuffix("]") for key, value in given.items()}
+
+
+def listing(valid: Mapping[str, Any]) -> str:
+    """The valid options and their defaults, as messages and `list` show them."""
+    if not valid:
+        return "it has no options"
+    return "its options are " + ", ".join(f"{key}={shown(default)}" for key, default in valid.items())
+
+
+def convert(name: str, key: str, text: str, kind: Any) -> Any:
+    """A value in the type of its option (int, float, bool or str)."""
+    try:
+        return TRUTH[text.lower()] if kind is bool else kind(text)
+    except (ValueError, KeyError):
+        raise BenchError(f"{name}:{key}={text} needs a value of type {kind.__name__}") from None
+
+
+def split(text: str, separator: str) -> list[str]:
+    """Pieces between separators that are outside square brackets."""
+    return [piece.strip() for piece in re.split(rf"{separator}(?![^\[]*\])", text)]
+
+
+def shown(value: Any) -> str:
+    """A value as the command line writes it."""
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return f"[{text}]" if re.search("[,:]", text) else text

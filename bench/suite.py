@@ -1,0 +1,153 @@
+"""What a run is: every setting in one frozen dataclass, presets of it, and the flags that override them."""
+
+import argparse
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+import torch
+
+from bench.errors import BenchError
+from bench.methods import parse
+from bench.sampling import Law
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp64": "float64"}
+
+
+def flag(default: Any, help: str) -> Any:
+    """A field that is a flag of `run` as well."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """Everything that decides what a run measures. BenchError in one line for a value that makes no sense."""
+
+    suite: str = "standard"
+    target: str = flag("smollm2-135m", "model by name or path (see `python -m bench list`)")
+    methods: tuple[str, ...] = flag(("prompt_lookup", "hf_eager"), "a,b:key=value:key=value,c (see `list`)")
+    prompts: str = flag("bundled", "questions as JSONL in Spec-Bench's schema, or `bundled`")
+    limit: int | None = flag(None, "at most this many questions, balanced over the tasks")
+    max_new_tokens: int = flag(48, "longest answer, in tokens")
+    temperature: float = flag(0.0, "0 is greedy")
+    top_k: int = flag(0, "0 is off")
+    top_p: float = flag(1.0, "1 is off")
+    seed: int = flag(0, "of the noise and of the order of methods")
+    batch: int = flag(1, "sequences decoded together")
+    device: str = flag("auto", "auto, cpu, cuda or cuda:N")
+    dtype: str = flag("auto", "auto, fp32, bf16, fp16 or fp64")
+    repeats: int = flag(1, "whole passes over all questions")
+    ignore_eos: bool = flag(False, "decode to the limit, past end-of-text ids")
+    raw: bool = flag(False, "prompts as they are, without a chat template")
+
+    def __post_init__(self):
+        for name in ("limit", "max_new_tokens", "batch", "repeats"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise BenchError(f"{spelled(name)} must be at least 1, got {value}")
+        if self.dtype not in DTYPES and self.dtype != "auto":
+            raise BenchError(f"unknown dtype {self.dtype!r}: use one of {', '.join(['auto', *SHORT])}")
+        self.law()
+        parse(",".join(self.methods))
+
+    def law(self) -> Law:
+        """Temperature, top-k and top-p."""
+        return Law(self.temperature, self.top_k, self.top_p)
+
+    def resolved(self) -> "RunSettings":
+        """The same with a real device and dtype. BenchError for a device that is not there."""
+        device = find_device(self.device)
+        return replace(self, device=device, dtype=best_dtype(device) if self.dtype == "auto" else self.dtype)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; `RunSettings.from_dict` is the inverse."""
+        return asdict(self) | {"methods": list(self.methods)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "RunSettings":
+        """Settings as a run directory keeps them. BenchError where they are of another version."""
+        if odd := set(values) ^ {f.name for f in fields(cls)}:
+            raise BenchError(f"the run's settings do not fit this version of ptp-bench ({min(odd)}): start a new run")
+        return cls(**values | {"methods": tuple(values["methods"])})
+
+
+SUITES = {
+    "smoke": RunSettings(suite="smoke", target="tiny", methods=("prompt_lookup",), limit=6, max_new_tokens=16),
+    "standard": RunSettings(limit=24),
+    "paper": RunSettings(suite="paper", max_new_tokens=256, temperature=0.7, top_k=50, repeats=3),
+}
+ABOUT = {
+    "smoke": "seconds: a tiny random model, to see that everything works",
+    "standard": "minutes: the default model, four questions per task, greedy (`make bench`)",
+    "paper": "hours on a CPU: all questions, long answers, sampled, three passes",
+}
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """One flag per setting; a flag that is not given is None, and the preset's value holds."""
+    parser.add_argument("--suite", help=f"preset: {', '.join(SUITES)} (default: standard)")
+    for one in fields(RunSettings):
+        if not one.metadata:
+            continue
+        if isinstance(one.default, bool):
+            parser.add_argument(spelled(one.name), action="store_true", default=None, help=one.metadata["help"])
+        else:
+            number = float if isinstance(one.default, float) else int
+            kind = str if isinstance(one.default, str | tuple) else number
+            parser.add_argument(spelled(one.name), type=kind, metavar=one.name[0].upper(), help=one.metadata["help"])
+
+
+def given(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings that the command line names. BenchError for an unknown suite."""
+    if args.suite is not None and args.suite not in SUITES:
+        raise BenchError(f"unknown suite {args.suite!r}: use one of {', '.join(SUITES)}")
+    named = {f.name: getattr(args, f.name) for f in fields(RunSettings) if getattr(args, f.name) is not None}
+    if "methods" in named:
+        named["methods"] = tuple(entry.label for entry in parse(named["methods"]))
+    if "dtype" in named:
+        named["dtype"] = SHORT.get(named["dtype"], named["dtype"])
+    return named
+
+
+def chosen(named: dict[str, Any]) -> RunSettings:
+    """The preset with the given settings in place of its own, ready to run."""
+    return replace(SUITES[named.get("suite", "standard")], **named).resolved()
+
+
+def continued(saved: RunSettings, named: dict[str, Any]) -> RunSettings:
+    """The settings of a run to resume. BenchError names the first one that is now asked to be different."""
+    for name, value in named.items():
+        had = getattr(saved, name)
+        if value not in (had, "auto"):
+            raise BenchError(f"the run to resume has {spelled(name)} {worded(had)}, not {worded(value)}: leave the "
+                             "flag out, or start a new run")
+    find_device(saved.device)
+    return saved
+
+
+def spelled(name: str) -> str:
+    """A setting as a flag."""
+    return "--" + name.replace("_", "-")
+
+
+def worded(value: Any) -> str:
+    """A setting's value as the command line writes it."""
+    return ",".join(value) if isinstance(value, tuple) else str(value)
+
+
+def find_device(name: str) -> str:
+    """The device that a name means: "auto" takes the GPU if there is one. BenchError if there is no such device."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not (kind == "cuda" and index.isdecimal())):
+        raise BenchError(f"unknown device {name!r}: use auto, cpu, cuda or cuda:N")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise BenchError(f"there is no device {name}: this machine has {torch.cuda.device_count()} CUDA devices that "
+                         "torch can use; leave --device out, or use --device cpu")
+    return name
+
+
+def best_dtype(device: str) -> str:
+    """bfloat16 where the device multiplies matrices in it, float32 elsewhere."""
+    able = torch.cpu.get_capabilities()
+    return "bfloat16" if device != "cpu" or able.get("amx_bf16") or able.get("avx512_bf16") else "float32"
