@@ -199,3 +199,35 @@ def write_run(directory: Path, plans: tuple[Plan, ...] = PLANS, shape: Shape | N
     }
     (directory / "verdicts.json").write_text(json.dumps(verdicts, indent=1))
     return run
+
+
+def handmade(method: str, question_id: int, kept: list[int], step_ms: list[float] | float = 1.0, **other) -> Record:
+    """A small record to compute by hand: every draft token accepted, all of a step's time in `forward`.
+
+    Any field of Record can be given by name; `lossless` goes to the settings.
+    """
+    steps = len(kept)
+    times = [float(step_ms)] * steps if isinstance(step_ms, (int, float)) else step_ms
+    accepted = [max(count - 1, 0) for count in kept]
+    fields: dict = {
+        "method": method,
+        "question_id": question_id,
+        "category": "qa",
+        "turn": 0,
+        "repeat": 0,
+        "group": question_id,
+        "batch": 1,
+        "prompt_tokens": 10,
+        "tokens": list(range(sum(kept))),
+        "rows": [count + 1 for count in accepted],
+        "drafted": accepted,
+        "accepted": accepted,
+        "kept": kept,
+        "phases": {name: times if name == "forward" else [0.0] * steps for name in PHASES},
+        "discarded_ms": 0.0,
+        "prefill_ms": 4.0,
+        "wall_ms": sum(times),
+        "rejection": None,
+        "settings": _settings(Shape(), Plan(method, lossless=other.pop("lossless", "match"))),
+    }
+    return Record(**fields | other)
