@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import gguf
 import numpy as np
@@ -112,11 +113,11 @@ def test_the_context_ends_where_a_sliding_window_would_begin(raw, context):
     assert from_huggingface(raw, "config.json").context == context
 
 
-def write_gguf(path, reference, arch, number_format=F32, freqs=None, pre="qwen2"):
+def write_gguf(path, reference, arch, number_format=F32, freqs=None, tokenizer=None):
     """A file as llama.cpp's converter writes it: q and k rows of a llama in the paired rotary layout."""
     c, writer = reference.config, gguf.GGUFWriter(path, arch)
     add_shape(writer, c)
-    add_tokenizer(writer, c.vocab_size, pre)
+    (tokenizer or byte_level)(writer, c.vocab_size)
     for name, p in reference.state_dict().items():
         if not (name == "lm_head.weight" and c.tie_word_embeddings):
             add_weight(writer, c, name, p, number_format if p.dim() > 1 else F32)
@@ -150,7 +151,7 @@ def add_weight(writer, c, name, p, number_format):
                       raw_dtype=number_format)
 
 
-def add_tokenizer(writer, vocab, pre):
+def byte_level(writer, vocab, pre="qwen2"):
     """Bytes, two merges, and as many idle tokens as the vocabulary needs."""
     tokens = ["<s>", "<|im_end|>", *sorted(ByteLevel.alphabet()), "Ġa", "he"]
     writer.add_tokenizer_model("gpt2")
@@ -159,6 +160,18 @@ def add_tokenizer(writer, vocab, pre):
     writer.add_token_types([3, 3] + [1] * (vocab - 2))
     writer.add_token_merges(["Ġ a", "h e"])
     writer.add_eos_token_id(0)
+
+
+def sentencepiece(writer, vocab):
+    """Llama 2's kind: three special tokens, bytes, pieces with scores."""
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "▁", "a", "▁a"]
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([*tokens, *(f"<idle {i}>" for i in range(vocab - len(tokens)))])
+    writer.add_token_scores([-float(i) for i in range(vocab)])
+    writer.add_token_types([2, 3, 3] + [6] * 256 + [1] * (vocab - 259))
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_chat_template("{{ bos_token }}{{ messages[0]['content'] }}")
 
 
 @pytest.mark.parametrize(("case", "arch"), [("llama", "llama"), ("llama tied, as many keys as heads", "llama"),
@@ -198,7 +211,7 @@ def test_odd_gguf_files_are_refused_in_one_line(tmp_path):
     with pytest.raises(BenchError, match=r"gpt2.*supported are llama"):
         zoo.read(str(write_gguf(tmp_path / "a.gguf", reference, "gpt2")))
     with pytest.raises(BenchError, match="pre-tokenizer 'tekken' is not known"):
-        zoo.read(str(write_gguf(tmp_path / "b.gguf", reference, "llama", pre="tekken")))
+        zoo.read(str(write_gguf(tmp_path / "b.gguf", reference, "llama", tokenizer=partial(byte_level, pre="tekken"))))
     whole = write_gguf(tmp_path / "c.gguf", reference, "llama").read_bytes()
     (tmp_path / "c.gguf").write_bytes(whole[:len(whole) // 2])
     with pytest.raises(BenchError, match=r"c.gguf is not a readable GGUF file"):
@@ -206,3 +219,16 @@ def test_odd_gguf_files_are_refused_in_one_line(tmp_path):
     (tmp_path / "d.gguf").write_bytes(b"not a model at all, but long enough to have a header")
     with pytest.raises(BenchError, match=r"d.gguf is not a readable GGUF file"):
         zoo.read(str(tmp_path / "d.gguf"))
+
+
+def test_gguf_files_bring_their_tokenizers(tmp_path):
+    reference, question = make("llama"), [{"role": "user", "content": "a"}]
+    found = zoo.read(str(write_gguf(tmp_path / "a.gguf", reference, "llama", tokenizer=sentencepiece)))
+    assert found.end_ids == {2}
+    assert found.tokenizer.encode("a aé") == [1, 261, 261, 3 + 0xC3, 3 + 0xA9]  # <s> ▁a ▁a and two bytes
+    assert found.tokenizer.decode([1, 261, 261, 3 + 0xC3, 3 + 0xA9]) == "a aé"
+    assert found.tokenizer.chat(question) == [1, 261]
+    found = zoo.read(str(write_gguf(tmp_path / "b.gguf", reference, "llama")))
+    assert found.tokenizer.encode(" ahe<|im_end|>") == [258, 259, 1]
+    with pytest.raises(BenchError, match="--raw"):
+        found.tokenizer.chat(question)

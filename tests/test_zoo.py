@@ -213,6 +213,13 @@ def test_shapes_are_made_in_place_and_marked(monkeypatch):
     assert target.model.logits(torch.tensor([ids])).isfinite().all()
 
 
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_shapes_are_made_on_the_device():
+    weights = zoo.read("shape:llama-7b", "cuda", torch.bfloat16).weights
+    assert (weights["model.norm.weight"].device.type, weights["lm_head.weight"].dtype) == ("cuda", torch.bfloat16)
+
+
 @pytest.mark.parametrize(("name", "billions"), [("llama-7b", 6.74), ("llama-8b", 8.03), ("smollm2-1.7b", 1.71)])
 def test_shapes_have_the_published_number_of_parameters(name, billions):
     sizes = tensor_shapes(synthetic.SHAPES[name]).values()

@@ -7,7 +7,11 @@ from bench.errors import BenchError
 
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
 # What a config.json may leave out: the class defaults of transformers (modeling code of each type).
-DEFAULTS: dict[str, dict[str, Any]] = {"mistral": {"sliding_window": 4096}, "qwen3": {"head_dim": 128}}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "mistral": {"sliding_window": 4096, "num_key_value_heads": 8},
+    "qwen2": {"num_key_value_heads": 32},
+    "qwen3": {"num_key_value_heads": 32, "head_dim": 128},
+}
 PLAIN = {"hidden_act": ("silu",), "mlp_bias": (False,), "partial_rotary_factor": (1, None),
          "quantization_config": (None,)}  # the only values that we compute
 
