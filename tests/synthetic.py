@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +120,7 @@ def _batch(shape: Shape, plan: Plan, place: tuple[int, int, int], slow: float) -
         )
 
 
+@cache
 def _sequence(shape: Shape, plan: Plan, question: int, turn: int) -> tuple[list[int], list[int], list[int]]:
     """Text, accepted and kept of one sequence: equal in every repeat; the text equal for every method."""
     text = np.random.default_rng((shape.seed, 3, question, turn))
