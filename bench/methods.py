@@ -6,6 +6,7 @@ The only file of `bench` that imports the other rooms. A new method needs one li
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from baselines.autoregressive import Autoregressive
@@ -31,7 +32,7 @@ class Entry:
 
     @property
     def label(self) -> str:
-        """The name and the options that are not the default; reading it gives the same entry again."""
+        """The name and the options that are not the default. Says nothing about where on this machine files lie."""
         given = {f.name: getattr(self.settings, f.name) for f in fields(self.settings)}
         default = {f.name: f.default for f in fields(self.settings)}
         return ":".join([self.name, *(f"{key}={shown(given[key])}" for key in given if given[key] != default[key])])
@@ -112,5 +113,11 @@ def split(text: str, separator: str) -> list[str]:
 
 def shown(value: Any) -> str:
     """A value as the command line writes it."""
-    text = str(value).lower() if isinstance(value, bool) else str(value)
+    text = str(value).lower() if isinstance(value, bool) else public(str(value))
     return f"[{text}]" if re.search("[,:]", text) else text
+
+
+def public(name: str) -> str:
+    """What may be published of a name: of an absolute path, its last part."""
+    path = Path(name)
+    return path.name if path.is_absolute() else name

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from bench.errors import BenchError
-from bench.methods import parse
+from bench.methods import parse, public, split
 from bench.sampling import Law
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -25,7 +25,7 @@ class RunSettings:
 
     suite: str = "standard"
     target: str = flag("smollm2-135m", "model by name or path (see `python -m bench list`)")
-    methods: tuple[str, ...] = flag(("prompt_lookup", "hf_eager"), "a,b:key=value:key=value,c (see `list`)")
+    methods: tuple[str, ...] = flag(("prompt_lookup",), "a,b:key=value:key=value,c (see `list`)")
     prompts: str = flag("bundled", "questions as JSONL in Spec-Bench's schema, or `bundled`")
     limit: int | None = flag(None, "at most this many questions, balanced over the tasks")
     max_new_tokens: int = flag(48, "longest answer, in tokens")
@@ -58,13 +58,14 @@ class RunSettings:
         device = find_device(self.device)
         return replace(self, device=device, dtype=best_dtype(device) if self.dtype == "auto" else self.dtype)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; `RunSettings.from_dict` is the inverse."""
-        return asdict(self) | {"methods": list(self.methods)}
+    def published(self) -> dict[str, Any]:
+        """The settings as records and provenance show them: plain values, absolute paths cut to their last part."""
+        methods = [entry.label for entry in parse(",".join(self.methods))]
+        return asdict(self) | {"methods": methods, "target": public(self.target), "prompts": public(self.prompts)}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "RunSettings":
-        """Settings as a run directory keeps them. BenchError where they are of another version."""
+    def from_published(cls, values: dict[str, Any]) -> "RunSettings":
+        """The inverse, as far as possible. BenchError for what another version wrote."""
         if odd := set(values) ^ {f.name for f in fields(cls)}:
             raise BenchError(f"the run's settings do not fit this version of ptp-bench ({min(odd)}): start a new run")
         return cls(**values | {"methods": tuple(values["methods"])})
@@ -102,7 +103,7 @@ def given(args: argparse.Namespace) -> dict[str, Any]:
         raise BenchError(f"unknown suite {args.suite!r}: use one of {', '.join(SUITES)}")
     named = {f.name: getattr(args, f.name) for f in fields(RunSettings) if getattr(args, f.name) is not None}
     if "methods" in named:
-        named["methods"] = tuple(entry.label for entry in parse(named["methods"]))
+        named["methods"] = tuple(split(named["methods"], ","))
     if "dtype" in named:
         named["dtype"] = SHORT.get(named["dtype"], named["dtype"])
     return named
@@ -115,13 +116,13 @@ def chosen(named: dict[str, Any]) -> RunSettings:
 
 def continued(saved: RunSettings, named: dict[str, Any]) -> RunSettings:
     """The settings of a run to resume. BenchError names the first one that is now asked to be different."""
-    for name, value in named.items():
-        had = getattr(saved, name)
-        if value not in (had, "auto"):
-            raise BenchError(f"the run to resume has {spelled(name)} {worded(had)}, not {worded(value)}: leave the "
-                             "flag out, or start a new run")
-    find_device(saved.device)
-    return saved
+    now = replace(saved, **{name: value for name, value in named.items() if value != "auto"})
+    had, asked = saved.published(), now.published()
+    for name in named:
+        if asked[name] != had[name]:
+            raise BenchError(f"the run to resume has {spelled(name)} {worded(had[name])}, not {worded(asked[name])}: "
+                             "leave the flag out, or start a new run")
+    return now.resolved()
 
 
 def spelled(name: str) -> str:
@@ -131,7 +132,7 @@ def spelled(name: str) -> str:
 
 def worded(value: Any) -> str:
     """A setting's value as the command line writes it."""
-    return ",".join(value) if isinstance(value, tuple) else str(value)
+    return ",".join(value) if isinstance(value, list) else str(value)
 
 
 def find_device(name: str) -> str:

@@ -1,0 +1,42 @@
+"""`python -m bench list`: everything that `run` can be asked for by name."""
+
+import argparse
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from bench import zoo
+from bench.methods import METHODS, options, shown
+from bench.suite import ABOUT
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """No flags."""
+
+
+def command(args: argparse.Namespace) -> int:
+    """Print models, methods with their options, suites."""
+    console = Console()
+    console.print(table("models (--target)", zoo.names()))
+    console.print(table("methods (--methods a,b:key=value:key=value)", {name: about_method(name) for name in METHODS}))
+    console.print(table("suites (--suite)", ABOUT))
+    return 0
+
+
+def table(title: str, rows: dict[str, str]) -> Table:
+    """Names on the left, what they mean on the right."""
+    grid = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False, padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column()
+    for name, about in rows.items():
+        grid.add_row(escape(name), escape(about))
+    return grid
+
+
+def about_method(name: str) -> str:
+    """The first sentence of a method's module, and its options with their defaults."""
+    module = __import__(METHODS[name].__module__, fromlist=["__doc__"])
+    sentence = (module.__doc__ or "").split("\n")[0]
+    given = ":".join(f"{key}={shown(value)}" for key, value in options(name).items())
+    return f"{sentence} [{given}]" if given else sentence

@@ -1,0 +1,106 @@
+"""One batch decoded by one method, and the records that it leaves."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bench.clip import clip
+from bench.loop import Decoder, Raw
+from bench.methods import Entry
+from bench.noise import NoiseKey
+from bench.plan import Group
+from bench.record import Record
+from bench.sequences import Prompt, Sequences
+from bench.suite import RunSettings
+from bench.zoo import Target
+
+PROBE_ROWS = 512  # more than any method's step has
+WARM_UP = "Nobody counts how long this takes."
+WARM_UP_TOKENS = 8
+LOSSLESS = ("match", "reject")  # verifiers that keep the text, or its distribution
+
+
+@dataclass(frozen=True)
+class Job:
+    """A turn of a group of questions, for one method."""
+
+    label: str
+    group: Group
+    turn: int
+    repeat: int
+    prompts: list[Prompt]
+
+
+class Rig:
+    """All methods, ready to decode batches of one size on the same sequences."""
+
+    def __init__(self, team: "Team", batch: int):
+        self.settings, self.end_ids = team.settings, team.end_ids
+        self.sequences = Sequences(team.target.model, batch, team.context, team.widest)
+        self.decoders = {label: Decoder(team.build(label, self.sequences), self.sequences) for label in team.lineup}
+        for decoder in self.decoders.values():
+            decoder.decode([team.warm_up()] * batch, min(WARM_UP_TOKENS, self.settings.max_new_tokens))
+
+    def decode(self, job: Job) -> list[Record]:
+        """Decode the job's prompts; one record each."""
+        decoder = self.decoders[job.label]
+        raw = decoder.decode(job.prompts, self.settings.max_new_tokens, self.end_ids)
+        verifier = decoder.method.verifier
+        facts = described(self.settings) | {
+            "clock": decoder.clock.name, "options": asdict(decoder.method.settings or decoder.method.Settings()),
+            "lossless": verifier if verifier in LOSSLESS else "lossy"}
+        return [record(job, raw, row, facts, self.end_ids) for row in range(len(job.prompts))]
+
+
+class Team:
+    """The methods of a run with their trained parts, whatever the batch size."""
+
+    def __init__(self, settings: RunSettings, target: Target, lineup: Mapping[str, Entry], context: int):
+        self.settings, self.target, self.lineup, self.context = settings, target, lineup, context
+        self.end_ids: frozenset[int] = frozenset() if settings.ignore_eos else target.end_ids
+        self.drafters = {label: entry.method.load(entry.settings, target) for label, entry in lineup.items()}
+        probe = Sequences(target.model, 1, 1, PROBE_ROWS)  # a method knows its rows once it is built
+        self.widest = max(max(self.build(label, probe).rows) for label in lineup)
+
+    def build(self, label: str, sequences: Sequences) -> Any:
+        """A method on its sequences."""
+        entry = self.lineup[label]
+        return entry.method(sequences, self.settings.law(), entry.settings, self.drafters[label])
+
+    def warm_up(self) -> Prompt:
+        """A short prompt."""
+        ids = self.target.tokenizer.encode(WARM_UP)[: self.context - self.settings.max_new_tokens]
+        return Prompt(ids, NoiseKey(self.settings.seed, WARM_UP))
+
+
+def described(settings: RunSettings) -> dict[str, Any]:
+    """What every record says about the run."""
+    names = ("target", "temperature", "top_k", "top_p", "seed", "max_new_tokens", "ignore_eos", "dtype", "device")
+    return {name: getattr(settings, name) for name in names}
+
+
+def record(job: Job, raw: Raw, row: int, facts: dict[str, Any], end_ids: frozenset[int]) -> Record:
+    """The record of sequence `row` of the batch."""
+    question, accepted = job.group.questions[row], [counts[row] for counts in raw.accepted]
+    text = clip(raw.tokens[row], accepted, facts["max_new_tokens"], end_ids)
+    steps = len(text.kept)
+    return Record(
+        method=job.label, question_id=question.question_id, category=question.category, turn=job.turn,
+        repeat=job.repeat, group=job.group.number, batch=len(job.prompts), prompt_tokens=len(job.prompts[row].ids),
+        tokens=text.tokens, rows=raw.rows[:steps], drafted=[counts[row] for counts in raw.drafted[:steps]],
+        accepted=accepted[:steps], kept=text.kept,
+        phases={name: rounded(times[:steps]) for name, times in raw.phases.items()},
+        discarded_ms=round(sum(sum(times[steps:]) for times in raw.phases.values()), 6),
+        prefill_ms=round(raw.prefill_ms, 6), wall_ms=round(raw.wall_ms, 6),
+        rejection=evidence(raw, row, steps) if facts["lossless"] == "reject" else None, settings=facts)
+
+
+def rounded(times: list[float]) -> list[float]:
+    """Milliseconds to the nanosecond."""
+    return [round(time, 6) for time in times]
+
+
+def evidence(raw: Raw, row: int, steps: int) -> dict[str, float]:
+    """What the ratio test saw in the contributing steps of a sequence."""
+    excess, variance, tested = raw.evidence[:steps, :, row].sum(0).tolist()
+    return {"excess": excess, "variance": variance, "tested": tested}

@@ -1,0 +1,71 @@
+"""The order of a run: whole passes over all questions, every turn by all methods, back to back and shuffled."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from bench.measure import Job, Rig, Team
+from bench.noise import NoiseKey
+from bench.plan import Group, Prompter, groups, shuffled
+from bench.progress import Progress
+from bench.prompts import Question
+from bench.record import BASELINE, Record, Writer
+from bench.sequences import Prompt
+
+
+class Turn(NamedTuple):
+    """What all methods decode in a row."""
+
+    repeat: int
+    group: Group
+    turn: int
+
+
+class Passes:
+    """Everything that a run decodes in the loop."""
+
+    def __init__(self, team: Team, prompter: Prompter, questions: Sequence[Question], writer: Writer):
+        self.team, self.prompter, self.writer, self.settings = team, prompter, writer, team.settings
+        self.groups = groups(questions, self.settings.batch)
+        self.answers: dict[tuple[int | str, int], list[int]] = {}
+        self.remember(writer.records)
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return len(self.team.lineup) * sum(1 for _ in self.turns())
+
+    def turns(self) -> Iterator[Turn]:
+        """Pass by pass, group by group, turn by turn."""
+        for repeat in range(self.settings.repeats):
+            for group in self.groups:
+                for turn in range(group.turns):
+                    yield Turn(repeat, group, turn)
+
+    def measure(self, progress: Progress) -> None:
+        """Decode what is not on disk yet. Records are there before the next batch starts."""
+        rigs = {size: Rig(self.team, size) for size in sorted({len(group.questions) for group in self.groups})}
+        for turn in self.turns():
+            for job in self.jobs(turn):
+                fresh: list[Record] = []
+                if not self.is_done(job):
+                    fresh = [r for r in rigs[len(job.prompts)].decode(job) if r.key not in self.writer.done]
+                    self.writer.append(*fresh)
+                    self.remember(fresh)
+                progress.advance(fresh)
+
+    def jobs(self, place: Turn) -> Iterator[Job]:
+        """All methods on one turn, in an order of its own."""
+        repeat, group, turn = place
+        prompts = [Prompt(self.prompter.prompt(question, turn, self.answers),
+                          NoiseKey(self.settings.seed, question.question_id, turn)) for question in group.questions]
+        for label in shuffled(list(self.team.lineup), self.settings.seed, repeat, group.number, turn):
+            yield Job(label, group, turn, repeat, prompts)
+
+    def is_done(self, job: Job) -> bool:
+        """Whether all its records are on disk."""
+        return all((job.label, q.question_id, job.turn, job.repeat) in self.writer.done for q in job.group.questions)
+
+    def remember(self, records: Sequence[Record]) -> None:
+        """Keep the baseline's first answers: later turns continue them."""
+        for record in records:
+            if record.method == BASELINE and record.repeat == 0:
+                self.answers[record.question_id, record.turn] = record.tokens
