@@ -1,0 +1,135 @@
+"""Two runs against each other: a regression gate for speed.
+
+Methods keep their names; a method's ratio is its new speed over its old one, so above 1 is faster. Prompts are paired
+where both runs measured the same question with the same prompt, and resampled as in every other interval.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bench.bootstrap import Interval
+from bench.errors import BenchError
+from bench.quantities import SEQUENCE
+from bench.record import frame, read
+from bench.speedups import RESAMPLES, intervals, ledger
+
+ALIKE = (
+    *("target", "temperature", "top_k", "top_p", "max_new_tokens", "ignore_eos"),
+    *("dtype", "device", "clock"),
+)
+PROMPT_FILES = {"file prompts", "file questions"}  # prompts may differ: those in common are paired
+KEY = ["method", *SEQUENCE]
+PROVENANCE = "provenance.json"
+FAILED = 1
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """New speed over old by method, what to know about it, and the exit code: 1 where a method fell too far."""
+
+    ratios: dict[str, Interval]
+    failed: tuple[str, ...]
+    notes: tuple[str, ...]
+    fail_below: float | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 1 where a method is slower than allowed."""
+        return FAILED if self.failed else 0
+
+    def __str__(self) -> str:
+        """A Markdown table, which is also plain text."""
+        lines = ["| method | new / old speed | 95 % interval | prompts | |", "|---|---:|---:|---:|---|"]
+        for method, ratio in self.ratios.items():
+            lines.append(
+                f"| {method} | {ratio.estimate:.3f} | {ratio.low:.3f} to {ratio.high:.3f} | {ratio.prompts} "
+                f"| {self._word(method)} |"
+            )
+        return "\n".join([*lines, "", *(f"- {note}" for note in self.notes)]).rstrip()
+
+    def _word(self, method: str) -> str:
+        ratio = self.ratios[method]
+        word = "no difference" if ratio.covers(1.0) else "faster" if ratio.estimate > 1 else "slower"
+        word += ", few prompts" if ratio.few else ""
+        return f"{word}: FAILED (below {self.fail_below})" if method in self.failed else word
+
+
+def compare(
+    old: str | Path, new: str | Path, fail_below: float | None = None, force: bool = False, resamples: int = RESAMPLES
+) -> Comparison:
+    """Compare two run directories (or records files).
+
+    A method fails where its ratio is below `fail_below` and its interval lies below 1, so that noise alone fails
+    nothing. Raises BenchError where the runs share no method or no prompt, and, unless `force`, where their target,
+    law, lengths, batch, dtype, device, processor or model file differ.
+    """
+    sides = [frame(read(run)) for run in (old, new)]
+    methods = sorted(set(sides[0].method) & set(sides[1].method))
+    sides = [side[side.method.isin(methods)] for side in sides]
+    if not methods:
+        raise BenchError(f"{old} and {new} share no method: nothing can be compared")
+    origins = [_provenance(run) for run in (old, new)]
+    differences = _differences([_circumstances(*side) for side in zip(sides, origins, strict=True)])
+    if differences and not force:
+        raise BenchError(f"the runs cannot be compared: {'; '.join(differences)} (--force compares them all the same)")
+    paired, notes = _paired(*sides)
+    named = [side.assign(method=age + side.method) for age, side in zip(("old ", "new "), paired, strict=True)]
+    df = pd.concat(named, ignore_index=True)
+    found = intervals(ledger(df), [(f"old {method}", f"new {method}") for method in methods], resamples)
+    ratios = dict(zip(methods, found.values(), strict=True))
+    failed = [method for method, ratio in ratios.items() if ratio.high < 1 and ratio.estimate < (fail_below or 0)]
+    if (origins[0].get("card") or {}).get("id") != (origins[1].get("card") or {}).get("id"):
+        notes.append("another card of the same model: cards differ by a few percent")
+    return Comparison(ratios, tuple(failed), (*differences, *notes), fail_below)
+
+
+def _provenance(run: str | Path) -> dict[str, Any]:
+    """What stands beside the records; empty where nothing does. Raises BenchError for a damaged file."""
+    path = Path(run)
+    path = (path if path.is_dir() else path.parent) / PROVENANCE
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise BenchError(f"cannot read {path}: {error}") from error
+    if not isinstance(found, dict):
+        raise BenchError(f"{path} holds no provenance: an object is expected")
+    return found
+
+
+def _circumstances(df: pd.DataFrame, origin: dict[str, Any]) -> dict[str, str]:
+    """All that must be alike, by name."""
+    out = {name: ", ".join(sorted({str(settings.get(name)) for settings in df.settings})) for name in ALIKE}
+    out["batch"] = str(df.batch.max())
+    on_cpu = out["device"] == "cpu"
+    out["processor"] = str((origin.get("cpu" if on_cpu else "card") or {}).get("model" if on_cpu else "name"))
+    files = {f"file {name}": str(digest)[:12] for name, digest in (origin.get("files") or {}).items()}
+    return out | {name: digest for name, digest in files.items() if name not in PROMPT_FILES}
+
+
+def _differences(circumstances: list[dict[str, str]]) -> list[str]:
+    old, new = circumstances
+    return [f"{name} was {old[name]}, is {new[name]}" for name in old if name in new and old[name] != new[name]]
+
+
+def _paired(old: pd.DataFrame, new: pd.DataFrame) -> tuple[list[pd.DataFrame], list[str]]:
+    """Records of both sides whose method, question, turn, repeat and length of prompt occur in both; and notes."""
+    indexes = [pd.MultiIndex.from_frame(side[[*KEY, "prompt_tokens"]]) for side in (old, new)]
+    sides = [old[indexes[0].isin(indexes[1])], new[indexes[1].isin(indexes[0])]]
+    if sides[0].empty:
+        raise BenchError("the runs share no prompt: nothing can be compared")
+    notes = [
+        f"{len(whole) - len(part)} of {len(whole)} {name} records have no partner and are left out"
+        for name, whole, part in zip(("old", "new"), (old, new), sides, strict=True)
+        if len(part) < len(whole)
+    ]
+    texts = [side.set_index(KEY).tokens.map(tuple) for side in sides]
+    changed = int((texts[0] != texts[1].reindex(texts[0].index)).sum())
+    return sides, [*notes, *([f"{changed} of {len(texts[0])} texts are not what they were"] if changed else [])]
