@@ -203,7 +203,7 @@ def test_frequencies_are_those_of_the_law(law):
     counts = np.bincount(found.numpy(), minlength=10)
     assert counts[p == 0].sum() == 0
     assert stats.chisquare(counts[p > 0], p[p > 0] * len(u)).pvalue > 1e-3
-    wrong = 0.99 * p[p > 0] + 0.01 / (p > 0).sum()  # the test can fail: one token in a hundred is drawn evenly
+    wrong = 0.95 * p[p > 0] + 0.05 / (p > 0).sum()  # the test can fail: one token in twenty is drawn evenly
     assert stats.chisquare(counts[p > 0], wrong * len(u)).pvalue < 1e-4
 
 
