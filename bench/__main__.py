@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import sys
+from typing import NoReturn
 
 from bench.errors import BenchError
 
@@ -14,25 +15,40 @@ COMMANDS = {  # name -> (module with `arguments` and `command`, what it does); i
 }
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with status 2."""
+        self.exit(2, f"error: {message} (see `{self.prog} --help`)\n")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; its exit status, or 2 after one line on stderr where the user can mend something."""
     argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(prog="python -m bench", description="One model, one loop, one clock.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (module, about) in COMMANDS.items():
-        one = commands.add_parser(name, help=about, description=about)
-        if argv[:1] == [name]:
-            handler = importlib.import_module(module)
-            handler.arguments(one)
-    args = parser.parse_args(argv)
     try:
-        return handler.command(args)
+        return dispatch(argv)
     except BenchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130  # 128 + SIGINT, as shells have it
     except BrokenPipeError:  # `... | head` has seen enough
         sys.stderr.close()
         return 1
+
+
+def dispatch(argv: list[str]) -> int:
+    """Import the one module that is needed, and run it."""
+    parser = Parser(prog="python -m bench", description="One model, one loop, one clock.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, (module, about) in COMMANDS.items():
+        command = commands.add_parser(name, help=about, description=about)
+        if argv[:1] == [name]:
+            handler = importlib.import_module(module)
+            handler.arguments(command)
+    args = parser.parse_args(argv)
+    return handler.command(args)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,13 @@
 
 import argparse
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from bench import zoo
 from bench.methods import METHODS, options, shown
 from bench.suite import ABOUT
+from bench.terminal import console
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,10 +17,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(args: argparse.Namespace) -> int:
     """Print models, methods with their options, suites."""
-    console = Console()
-    console.print(table("models (--target)", zoo.names()))
-    console.print(table("methods (--methods a,b:key=value:key=value)", {name: about_method(name) for name in METHODS}))
-    console.print(table("suites (--suite)", ABOUT))
+    out = console()
+    out.print(table("models (--target)", zoo.names()))
+    out.print(table("methods (--methods a,b:key=value:key=value)", {name: about_method(name) for name in METHODS}))
+    out.print(table("suites (--suite)", ABOUT))
     return 0
 
 

@@ -1,15 +1,15 @@
 """One batch decoded by one method, and the records that it leaves."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
+from bench import provenance
 from bench.clip import clip
 from bench.loop import Decoder, Raw
-from bench.methods import Entry
+from bench.methods import Entry, parse, parse_one
 from bench.noise import NoiseKey
 from bench.plan import Group
-from bench.record import Record
+from bench.record import BASELINE, TWIN, Record
 from bench.sequences import Prompt, Sequences
 from bench.suite import RunSettings
 from bench.zoo import Target
@@ -35,32 +35,33 @@ class Rig:
     """All methods, ready to decode batches of one size on the same sequences."""
 
     def __init__(self, team: "Team", batch: int):
-        self.settings, self.end_ids = team.settings, team.end_ids
+        self.team, self.limit = team, team.settings.max_new_tokens
         self.sequences = Sequences(team.target.model, batch, team.context, team.widest)
         self.decoders = {label: Decoder(team.build(label, self.sequences), self.sequences) for label in team.lineup}
         for decoder in self.decoders.values():
-            decoder.decode([team.warm_up()] * batch, min(WARM_UP_TOKENS, self.settings.max_new_tokens))
+            decoder.decode([team.warm_up()] * batch, min(WARM_UP_TOKENS, self.limit))
 
     def decode(self, job: Job) -> list[Record]:
         """Decode the job's prompts; one record each."""
-        decoder = self.decoders[job.label]
-        raw = decoder.decode(job.prompts, self.settings.max_new_tokens, self.end_ids)
+        decoder, end_ids = self.decoders[job.label], self.team.end_ids
+        raw = decoder.decode(job.prompts, self.limit, end_ids)
         verifier = decoder.method.verifier
-        facts = described(self.settings) | {
-            "clock": decoder.clock.name, "options": asdict(decoder.method.settings or decoder.method.Settings()),
-            "lossless": verifier if verifier in LOSSLESS else "lossy"}
-        return [record(job, raw, row, facts, self.end_ids) for row in range(len(job.prompts))]
+        facts = self.team.facts | {"clock": decoder.clock.name, "options": self.team.lineup[job.label].options,
+                                   "lossless": verifier if verifier in LOSSLESS else "lossy"}
+        return [record(job, raw, row, facts, end_ids) for row in range(len(job.prompts))]
 
 
 class Team:
     """The methods of a run with their trained parts, whatever the batch size."""
 
-    def __init__(self, settings: RunSettings, target: Target, lineup: Mapping[str, Entry], context: int):
-        self.settings, self.target, self.lineup, self.context = settings, target, lineup, context
+    def __init__(self, settings: RunSettings, target: Target, context: int):
+        self.settings, self.target, self.context = settings, target, context
+        self.lineup = lineup(settings)
         self.end_ids: frozenset[int] = frozenset() if settings.ignore_eos else target.end_ids
-        self.drafters = {label: entry.method.load(entry.settings, target) for label, entry in lineup.items()}
+        self.facts = described(settings)
+        self.drafters = {label: entry.method.load(entry.settings, target) for label, entry in self.lineup.items()}
         probe = Sequences(target.model, 1, 1, PROBE_ROWS)  # a method knows its rows once it is built
-        self.widest = max(max(self.build(label, probe).rows) for label in lineup)
+        self.widest = max(max(self.build(label, probe).rows) for label in self.lineup)
 
     def build(self, label: str, sequences: Sequences) -> Any:
         """A method on its sequences."""
@@ -73,10 +74,19 @@ class Team:
         return Prompt(ids, NoiseKey(self.settings.seed, WARM_UP))
 
 
+def lineup(settings: RunSettings) -> dict[str, Entry]:
+    """By label: the baseline, its twin, and the methods that were asked for."""
+    baseline = parse_one(BASELINE)
+    asked = {entry.label: entry for entry in parse(",".join(settings.methods))}
+    return {BASELINE: baseline, TWIN: baseline} | asked
+
+
 def described(settings: RunSettings) -> dict[str, Any]:
-    """What every record says about the run."""
+    """What every record says about the run, the very card included if there is one."""
     names = ("target", "temperature", "top_k", "top_p", "seed", "max_new_tokens", "ignore_eos", "dtype", "device")
-    return {name: getattr(settings, name) for name in names}
+    card = provenance.card() if settings.device != "cpu" else None
+    published = settings.published()
+    return {name: published[name] for name in names} | ({"card": card["id"]} if card else {})
 
 
 def record(job: Job, raw: Raw, row: int, facts: dict[str, Any], end_ids: frozenset[int]) -> Record:

@@ -31,11 +31,16 @@ class Entry:
     settings: Any  # the method's Settings
 
     @property
-    def label(self) -> str:
-        """The name and the options that are not the default. Says nothing about where on this machine files lie."""
+    def options(self) -> dict[str, Any]:
+        """Its options, as they may be published."""
         given = {f.name: getattr(self.settings, f.name) for f in fields(self.settings)}
-        default = {f.name: f.default for f in fields(self.settings)}
-        return ":".join([self.name, *(f"{key}={shown(given[key])}" for key in given if given[key] != default[key])])
+        return {key: public(value) if isinstance(value, str) else value for key, value in given.items()}
+
+    @property
+    def label(self) -> str:
+        """The name and the options that are not the default; says nothing about where on this machine files lie."""
+        default = options(self.name)
+        return ":".join([self.name, *(f"{k}={shown(v)}" for k, v in self.options.items() if v != default[k])])
 
     @property
     def method(self) -> type[Method]:
@@ -113,11 +118,11 @@ def split(text: str, separator: str) -> list[str]:
 
 def shown(value: Any) -> str:
     """A value as the command line writes it."""
-    text = str(value).lower() if isinstance(value, bool) else public(str(value))
+    text = str(value).lower() if isinstance(value, bool) else str(value)
     return f"[{text}]" if re.search("[,:]", text) else text
 
 
 def public(name: str) -> str:
     """What may be published of a name: of an absolute path, its last part."""
-    path = Path(name)
+    path = Path(name).expanduser()
     return path.name if path.is_absolute() else name

@@ -1,0 +1,69 @@
+"""`provenance.json`: what a run was asked for and where it ran, written when it starts and when it stops."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bench import provenance
+from bench.errors import BenchError
+from bench.prompts import Question, fingerprint
+from bench.suite import RunSettings
+from bench.zoo import Target
+
+FILE = "provenance.json"
+PER_SESSION = ("date", "git", "versions", "python", "system", "cpu", "card", "card_before")  # may differ on resuming
+
+
+def settings(directory: Path) -> RunSettings:
+    """What the run in `directory` was asked for. BenchError where there is none."""
+    return RunSettings.from_published(read(directory)["settings"])
+
+
+def hashes(target: Target, questions: Sequence[Question]) -> dict[str, str]:
+    """Hashes of what is measured and on what."""
+    return {"model": target.checksum, "prompts": fingerprint(questions)}
+
+
+@contextmanager
+def session(directory: Path, asked: RunSettings, found: dict[str, str], resume: bool) -> Iterator[None]:
+    """Keep the provenance while the block runs: of the first session as it is, of later ones under "resumed".
+
+    BenchError when the model or the questions are no longer what they were.
+    """
+    now = provenance.collect(asked.published(), found)
+    whole = read(directory) if resume else now
+    if resume:
+        for name, was in whole["files"].items():
+            if was != found[name]:
+                raise BenchError(f"the {name} of {directory} had sha256 {was[:12]}.., now {found[name][:12]}..: "
+                                 "start a new run")
+        now = {name: now[name] for name in PER_SESSION}
+        whole.setdefault("resumed", []).append(now)
+    write(directory, whole)
+    try:
+        yield
+    finally:
+        now["card_after"] = provenance.card_state()
+        write(directory, whole)
+
+
+def read(directory: Path) -> dict[str, Any]:
+    """The provenance of a run directory. BenchError where it is missing or broken."""
+    try:
+        return json.loads((directory / FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BenchError(f"{directory} holds no run to resume: {FILE} is missing") from None
+    except (OSError, ValueError) as error:
+        raise BenchError(f"{directory / FILE} cannot be read ({error}): start a new run") from error
+
+
+def write(directory: Path, whole: dict[str, Any]) -> None:
+    """Replace the file in one go."""
+    fresh = directory / f".{FILE}"
+    try:
+        fresh.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+        fresh.replace(directory / FILE)
+    except OSError as error:
+        raise BenchError(f"cannot write to {directory} ({error.strerror}): choose another --out") from error

@@ -1,0 +1,87 @@
+"""`python -m bench run`: decode every question by every method, side by side, and write what was seen."""
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date
+from itertools import count
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from bench import journal, prompts, suite, zoo
+from bench.conclude import conclude
+from bench.errors import BenchError
+from bench.measure import Team
+from bench.passes import Passes
+from bench.plan import Prompter
+from bench.progress import progress
+from bench.record import FILE, Writer
+from bench.suite import DTYPES, RunSettings
+from bench.terminal import console
+
+LOCAL = Path("results") / "local"
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `run`."""
+    suite.arguments(parser)
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--out", type=Path, metavar="DIR", help=f"new directory (default: {LOCAL}/DATE-SUITE)")
+    where.add_argument("--resume", type=Path, metavar="DIR", help="go on with a run that was stopped")
+
+
+def command(args: argparse.Namespace) -> int:
+    """Exit status: 0 when all was measured, 1 when a verdict is BROKEN, 130 after Ctrl-C."""
+    named = suite.given(args)
+    settings = suite.continued(journal.settings(args.resume), named) if args.resume else suite.chosen(named)
+    directory = args.resume or args.out or free_directory(settings.suite)
+    out = console()
+    try:
+        with enough_memory(settings, directory):
+            return run(settings, directory, bool(args.resume), out)
+    except KeyboardInterrupt:
+        out.print(f"stopped{kept(directory)}", soft_wrap=True)
+        return INTERRUPTED
+
+
+def run(settings: RunSettings, directory: Path, resume: bool, out: Console) -> int:
+    """Load, check, measure, conclude."""
+    questions = prompts.load(settings.prompts, settings.limit)
+    target = zoo.load(settings.target, settings.device, DTYPES[settings.dtype])
+    prompter = Prompter(target.tokenizer, settings.max_new_tokens, settings.raw)
+    context = prompter.check(questions, target.config.context)
+    team, hashes = Team(settings, target, context), journal.hashes(target, questions)
+    with Writer(directory, resume) as writer, journal.session(directory, settings, hashes, resume):
+        passes = Passes(team, prompter, questions, writer)
+        with progress(len(passes), out) as bar:
+            passes.measure(bar)
+    return conclude(directory, target, out)
+
+
+def free_directory(suite_name: str) -> Path:
+    """results/local/DATE-SUITE, numbered when it is taken."""
+    first = LOCAL / f"{date.today().isoformat()}-{suite_name}"
+    return next(path for n in count(1) if not (path := first.with_name(first.name + f"-{n}" * (n > 1))).exists())
+
+
+@contextmanager
+def enough_memory(settings: RunSettings, directory: Path) -> Iterator[None]:
+    """Turn the ways in which memory runs out into one line."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(error):
+            raise
+        raise BenchError(f"out of memory on {settings.device}: lower --batch or --max-new-tokens, or take a smaller "
+                         f"--target{kept(directory)}") from error
+
+
+def kept(directory: Path) -> str:
+    """What to say about records that are on disk already."""
+    path = directory / FILE
+    if not path.exists() or not path.stat().st_size:
+        return "; nothing was measured yet"
+    return f"; what was measured is kept: go on with  python -m bench run --resume {directory}"
