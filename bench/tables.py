@@ -1,0 +1,232 @@
+"""Tables as a reader sees them: the numbers of `bench.stats` with short heads, few digits and a note.
+
+A table knows no format: templates make Markdown, LaTeX and HTML of it, and its frame, with all digits, is the CSV.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bench import stats
+from bench.contents import Found
+from bench.layout import NOTHING, Spec, Table, build, fixed, limits, of, percent, significant, tenths, whole
+from bench.record import PHASES
+
+PUBLISHED = Path(__file__).with_name("data") / "published.csv"
+DEPTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # shown; the CSV has all
+POSITIONS = 5  # first divergences shown
+TASK_HEADS = dict(zip(stats.TASK_NAMES, ("Conv.", "Transl.", "Summ.", "QA", "Math", "RAG"), strict=True))
+RESULTS_NOTE = (
+    "Speedup: time per token of autoregressive decoding over the method's, on the same prompts. Accepted: tokens per "
+    "step, the target's own included. Rows: positions that the target evaluates per step. "
+    "#: 1 + number of methods that are apart from this one and faster."
+)
+TASKS_NOTE = (
+    "Spec-Bench's six tasks: multi-turn conversation, translation, summarization, question answering, mathematical "
+    "reasoning, retrieval-augmented generation."
+)
+VERDICTS_NOTE = (
+    "Texts that differ from the baseline's under the same noise. First at: tokens before the first difference, "
+    "smallest first. z: accepted minus expected draft tokens, in standard deviations; beyond 4 is BROKEN."
+)
+
+
+def results(name: str, title: str, frame: pd.DataFrame, quality: Found) -> list[Table]:
+    """What `stats.main_table` or `stats.lossy_table` found: over all prompts, then task by task."""
+    frame = frame.reset_index()
+    spec: Spec = {
+        "Method": of("method"),
+        "#": of("rank", lambda rank: "" if pd.isna(rank) else str(rank)),
+        "Speedup": of("speedup", fixed),
+        "95 %": limits,
+        "Accepted": of("accepted", fixed),
+        "Rows": of("rows_per_step", tenths),
+        "Tokens/s": of("tokens_per_s", significant),
+        "Verdict": of("verdict"),
+    }
+    if quality:
+        spec["Quality (%)"] = lambda row: _quality(quality.get(row.method))
+    spec["Notes"] = lambda row: ", ".join(filter(None, (_remark(row.decision), row["flags"])))
+    by_task: Spec = {"Method": of("method")} | {head: of(task, fixed) for task, head in TASK_HEADS.items()}
+    by_task |= {"Overall": of("speedup", fixed), "Accepted": of("accepted", fixed)}
+    return [
+        build(name, title, RESULTS_NOTE, frame.drop(columns=list(TASK_HEADS)), spec),
+        build(
+            f"{name}_by_task", f"{title}, by task", TASKS_NOTE, frame[["method", *TASK_HEADS, "speedup", "accepted"]],
+            by_task,
+        ),
+    ]  # fmt: skip
+
+
+def _remark(decision: str) -> str:
+    return "" if decision in {"faster", "slower"} else decision
+
+
+def _quality(found: Mapping[str, Any] | None) -> str:
+    """Score, and the p-value of the comparison with the baseline where there was one to make."""
+    if not found:
+        return NOTHING
+    p = found.get("p")
+    return percent(found["score"]) + (f" (p={p:.2g})" if p is not None else "")
+
+
+def references(frame: pd.DataFrame) -> Table:
+    """Outside implementations of the baseline, and what a method would seem to gain if measured against them."""
+    note = (
+        "Same weights, same prompts, no drafting. Ratio: tokens/s of autoregressive decoding in this suite over the "
+        "framework's: what a method measured against that framework would be credited with before it drafts anything."
+    )
+    frame = frame[["speedup", "low", "high", "prompts", "tokens_per_s", "flags"]].reset_index()
+    frame[["speedup", "low", "high"]] = 1 / frame[["speedup", "high", "low"]]
+    spec: Spec = {
+        "Framework": of("method"),
+        "Tokens/s": of("tokens_per_s", significant),
+        "Ratio": of("speedup", fixed),
+        "95 %": limits,
+        "Prompts": of("prompts"),
+        "Notes": of("flags"),
+    }
+    renamed = frame.rename(columns={"speedup": "ratio"})
+    return replace(build("references", "Other implementations of the baseline", note, frame, spec), frame=renamed)
+
+
+def verdicts(table: pd.DataFrame, rejection: pd.DataFrame, found: Found) -> Table:
+    """`stats.divergences` and `stats.rejection_z` beside the verdicts of the run."""
+    table = table.join(rejection.z).reset_index()
+    table.insert(1, "verdict", [found.get(method, {}).get("verdict", "unchecked") for method in table.method])
+    table["detail"] = [found.get(method, {}).get("detail", "") for method in table.method]
+    spec: Spec = {
+        "Method": of("method"),
+        "Verdict": of("verdict"),
+        "Diverged": lambda row: f"{row.diverged} of {row.sequences}",
+        "Rate (%)": of("rate", percent),
+        "First at": of("first_positions", _positions),
+    }
+    if table.z.notna().any():
+        spec["z"] = of("z", fixed)
+    spec["Detail"] = of("detail")
+    return build("verdicts", "Verdicts", VERDICTS_NOTE, table, spec)
+
+
+def _positions(places: list[int]) -> str:
+    shown = sorted(places)
+    return ", ".join(map(str, shown[:POSITIONS])) + (" …" if len(shown) > POSITIONS else "")
+
+
+def phases(frame: pd.DataFrame) -> Table:
+    """`stats.phase_table`: mean ms per step and phase."""
+    spec: Spec = {"Method": of("method")} | {phase: of(phase, significant) for phase in PHASES}
+    spec["Step"] = of("step_ms", significant)
+    note = "Mean over the steps that contributed a token; the steps of a batch count once."
+    return build("phases", "Milliseconds per step", note, frame.reset_index(), spec)
+
+
+def cost(frame: pd.DataFrame, lengths: pd.DataFrame, measured: Found) -> Table:
+    """What a speedup was bought with: rows, closure of the clock; memory and energy where they were measured."""
+    table = frame[["step_ms", "closure", "outside", "flagged"]].join(lengths[["rows_per_step", "micro"]])
+    table["rows_per_token"] = table.rows_per_step / table.micro
+    for key in ("peak_memory_mib", "own_memory_mib", "energy_mj_per_token"):
+        table[key] = pd.Series([measured.get(method, {}).get(key) for method in table.index], table.index, float)
+    spec: Spec = {
+        "Method": of("method"),
+        "Rows/step": of("rows_per_step", tenths),
+        "Rows/token": of("rows_per_token", tenths),
+        "Step (ms)": of("step_ms", significant),
+        "Closure": lambda row: fixed(row.closure, 3) + (" (off)" if row.flagged else ""),
+    }
+    note = "Closure: sum of all phases over the host's time around the loop; outside 0.97 to 1.03 it is off. "
+    if measured:
+        spec["Peak (MiB)"] = of("peak_memory_mib", whole)
+        spec["Own (MiB)"] = of("own_memory_mib", whole)
+        spec["mJ/token"] = of("energy_mj_per_token", tenths)
+        note += "Own: what the method adds to the target's memory. Memory and energy are from a pass of their own."
+    else:
+        note += "Memory and energy were not measured: they need a pass of their own."
+    return build("cost", "Rows, clock, memory, energy", note, table.drop(columns="micro").reset_index(), spec)
+
+
+def latency(frame: pd.DataFrame) -> Table:
+    """`stats.latency`: percentiles of step, token and first-token latency."""
+
+    def three(name: str) -> Callable[[Any], str]:
+        return lambda row: " / ".join(significant(row[f"{name}_p{level}"]) for level in (50, 95, 99))
+
+    spec: Spec = {
+        "Method": of("method"),
+        "Step": three("step_ms"),
+        "Per token": three("token_ms"),
+        "First token": three("ttft_ms"),
+        "TPOT": of("tpot_ms", significant),
+    }
+    note = "Milliseconds at P50 / P95 / P99. First token: prefill and first step. TPOT: decode time / tokens."
+    return build("latency", "Latency (ms)", note, frame.reset_index(), spec)
+
+
+def acceptance(rates: pd.DataFrame) -> list[Table]:
+    """`stats.acceptance_by_depth`, conditional and joint: methods down, chosen depths across."""
+    notes = {
+        "conditional": "Accepted at a depth, in % of the steps that offered it and accepted the depth before.",
+        "joint": "Accepted at a depth, in % of all steps that offered it.",
+    }
+    out = []
+    for kind, note in notes.items():
+        wide = rates.pivot(index="method", columns="depth", values=kind).loc[list(dict.fromkeys(rates.method))]
+        spec: Spec = {"Method": of("method")}
+        spec |= {str(depth): of(depth, partial(percent, digits=0)) for depth in DEPTHS if depth in wide.columns}
+        shown = build(f"acceptance_{kind}", f"Acceptance by depth, {kind} (%)", note, wide.reset_index(), spec)
+        out.append(replace(shown, frame=rates[["method", "depth", "steps", "reached", kind]]))
+    return out
+
+
+def pairs(table: pd.DataFrame) -> Table:
+    """`stats.ranking`, a square of ratios; ≈ marks pairs that cannot be told apart."""
+    order = pd.DataFrame({"method": table.index, "label": [f"{n}. {name}" for n, name in enumerate(table.index, 1)]})
+    spec: Spec = {"Method": of("label")}
+    spec |= {str(number): of("method", partial(_ratio, table, other)) for number, other in enumerate(table.columns, 1)}
+    note = "Speed of the row's method over the numbered one's. ≈: the 95 % interval covers 1, so they are not apart."
+    found = [(a, b, table.loc[a, b]) for a in table.index for b in table.columns if a != b]
+    rows = [(a, b, ratio.estimate, ratio.low, ratio.high, ratio.prompts) for a, b, ratio in found]
+    numbers = pd.DataFrame(rows, columns=["method", "over", "ratio", "low", "high", "prompts"])
+    return replace(build("pairs", "Pair by pair", note, order, spec), frame=numbers)
+
+
+def _ratio(table: pd.DataFrame, other: str, method: str) -> str:
+    found = table.loc[method, other]
+    return "" if method == other else ("≈" if found.covers(1.0) else "") + fixed(found.estimate)
+
+
+def published() -> Table:
+    """What others report, each row with its setting and source."""
+    heads = ("Method", "Speedup", "Accepted", "Model", "Setting", "Source")
+    note = "Not measured here: other models, other hardware, other baselines. Such ratios do not carry over."
+    frame = pd.read_csv(PUBLISHED, dtype=str)
+    table = build("published", "Published speedups", note, frame, {head: of(head.lower()) for head in heads})
+    return replace(table, measured=False)
+
+
+def environment(provenance: Mapping[str, Any]) -> Table:
+    """What the run recorded about code, machine and settings, one line each."""
+    items = [(" · ".join(path), _shown(value)) for path, value in _leaves(provenance, ())]
+    frame = pd.DataFrame(items, columns=["item", "value"], dtype=str)
+    note = "Recorded with the run. Hashes are shortened."
+    table = build("environment", "Provenance", note, frame, {"Item": of("item"), "Value": of("value")})
+    return replace(table, measured=False)
+
+
+def _leaves(node: Mapping[str, Any], path: tuple[str, ...]) -> list[tuple[tuple[str, ...], Any]]:
+    found = []
+    for key, value in node.items():
+        found += _leaves(value, (*path, key)) if isinstance(value, Mapping) else [((*path, key), value)]
+    return found
+
+
+def _shown(value: Any) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, list) else NOTHING if value is None else str(value)
+    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{28,}\b", r"\1…", text)
