@@ -203,7 +203,9 @@ def write_run(directory: Path, plans: tuple[Plan, ...] = PLANS, shape: Shape | N
     return run
 
 
-def handmade(method: str, question_id: int, kept: list[int], step_ms: list[float] | float = 1.0, **other) -> Record:
+def handmade(
+    method: str, question_id: int | str, kept: list[int], step_ms: list[float] | float = 1.0, **other
+) -> Record:
     """A small record to compute by hand: every draft token accepted, all of a step's time in `forward`.
 
     Any field of Record can be given by name; `lossless` goes to the settings.

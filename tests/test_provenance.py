@@ -176,8 +176,10 @@ def test_a_card(driver, monkeypatch):
     assert card_state() == {"sm_mhz": 345, "memory_mhz": 2619, "power_w": 123.4, "temperature_c": 31}
     for second in ("1", "1,0", "GPU-b"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", second)
-        assert card()["id"] == hashlib.sha256(b"GPU-b").hexdigest()[:12]
-        assert card_state()["power_w"] is None
+        found, state = card(), card_state()
+        assert found
+        assert found["id"] == hashlib.sha256(b"GPU-b").hexdigest()[:12]
+        assert state == {"sm_mhz": 345, "memory_mhz": 2619, "power_w": None, "temperature_c": 31}
     for nothing in ("", "GPU-c"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", nothing)
         assert card() is None

@@ -9,6 +9,7 @@ import signal
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,7 +57,8 @@ def test_json_round_trip(record):
 def change(record: Record, name: str, index: int, value: int) -> Record:
     values = list(getattr(record, name))
     values[index] = value
-    return replace(record, **{name: values})
+    changed: dict[str, Any] = {name: values}
+    return replace(record, **changed)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +98,7 @@ def test_a_step_may_keep_nothing():
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".xz"])
 def test_read_directory_and_compressed(tmp_path, suffix):
-    opener = {"": open, ".gz": gzip.open, ".xz": lzma.open}[suffix]
+    opener: Any = {"": open, ".gz": gzip.open, ".xz": lzma.open}[suffix]
     with opener(tmp_path / (FILE + suffix), "wb") as file:
         file.write("".join(record.to_json() + "\n" for record in RUN).encode())
     assert read(tmp_path) == RUN
@@ -258,14 +260,14 @@ def write_all(directory: Path, run: list[Record], say: int) -> None:
     os.write(say, b"finished\n")
 
 
-def killed_after(seconds: float, *arguments) -> list[str]:
+def killed_after(seconds: float, directory: Path, run: list[Record]) -> list[str]:
     """What `write_all` said before kill -9 hit it."""
     hear, say = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(hear)
         try:
-            write_all(*arguments, say)
+            write_all(directory, run, say)
         finally:
             os._exit(0)
     os.close(say)
