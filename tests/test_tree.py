@@ -1,5 +1,6 @@
 """`Structure` and `chain` against a walk from every row to its start."""
 
+import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,20 +17,12 @@ def forests(draw):
     return [[draw(st.integers(max(0, i - draw(st.integers(0, 18))), i)) for i in range(rows)] for _ in range(batch)]
 
 
-def path(parents, row):
-    """The row, its parent, ... up to the start of its tree."""
-    found = [row]
-    while parents[found[-1]] != found[-1]:
-        found.append(parents[found[-1]])
-    return found
-
-
 def assert_is_the_walk(structure, batch_of_parents):
     for b, parents in enumerate(batch_of_parents):
-        paths = [path(parents, row) for row in range(len(parents))]
+        paths = [tiny.path(parents, row) for row in range(len(parents))]
         assert [set(row.nonzero().flatten().tolist()) for row in structure.ancestors[b]] == [set(p) for p in paths]
         assert structure.depths[b].tolist() == [len(p) - 1 for p in paths]
-        assert structure.live[b].tolist() == [p[-1] == 0 for p in paths]
+        assert structure.live[b].tolist() == [p[0] == 0 for p in paths]
 
 
 @MANY
@@ -68,7 +61,7 @@ def test_positions_are_root_plus_depth_and_slots_sit_earlier(batch_of_parents, d
     positions = tree.resolve().positions(tree, torch.tensor(root)).tolist()
     for b, own in enumerate(batch_of_parents):
         for row in range(rows):
-            assert positions[b][row] == root[b] + len(path(own, row)) - 1 - (shift if row >= n else 0)
+            assert positions[b][row] == root[b] + len(tiny.path(own, row)) - 1 - (shift if row >= n else 0)
 
 
 def test_resolve_derives_once_and_keeps_what_is_given():

@@ -23,7 +23,7 @@ from bench.loop import Decoder, Method, Raw
 from bench.methods import METHODS
 from bench.model import Transformer
 from bench.noise import NoiseKey
-from bench.sampling import Law
+from bench.sampling import MASS_BITS, Choices, Law
 from bench.sequences import Prompt, Sequences
 
 torch.set_num_threads(1)  # matrices of this size only lose by more
@@ -70,6 +70,20 @@ def bigram(table: Tensor) -> Transformer:
     model.embedding.data = torch.eye(vocab, dtype=torch.float64)
     model.head.data = table.T.double() / vocab**0.5  # the norm makes a one-hot vector sqrt(vocab) long
     return model
+
+
+def exact(logits: Tensor) -> Choices:
+    """A law whose masses are the given numbers of 1/32: exact arithmetic from end to end."""
+    mass = logits.long() << (MASS_BITS - 5)
+    return Choices(torch.arange(mass.shape[-1]).expand_as(mass), mass)
+
+
+def path(parents: list[int], row: int) -> list[int]:
+    """The rows from the start of a row's tree to the row, by walking up."""
+    found = [row]
+    while parents[found[0]] != found[0]:
+        found.insert(0, parents[found[0]])
+    return found
 
 
 @dataclass(frozen=True)
