@@ -1,0 +1,58 @@
+"""The gated adapter: low-rank weights beside every matrix of the target, applied to slot rows only."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.config import Config
+
+
+def matrix_shapes(config: Config) -> dict[str, tuple[int, int]]:
+    """The four matrices of a layer -> (out, in)."""
+    c, attended = config, config.heads * config.head_dim
+    return {
+        "qkv": (attended + 2 * c.kv_heads * c.head_dim, c.hidden),
+        "out": (c.hidden, attended),
+        "gate_up": (2 * c.ffn, c.hidden),
+        "down": (c.hidden, c.ffn),
+    }
+
+
+class LowRank(nn.Module):
+    """One correction B A of rank r (LoRA: Hu et al., 2021). B starts at zero: an untrained adapter changes nothing."""
+
+    def __init__(self, out: int, size: int, rank: int):
+        super().__init__()
+        self.narrow = nn.Parameter(torch.randn(rank, size) / size**0.5)  # A
+        self.widen = nn.Parameter(torch.zeros(out, rank))  # B
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[.., in] -> [.., out] in the dtype of x; training keeps the weights in float32."""
+        return F.linear(F.linear(x, self.narrow.to(x.dtype)), self.widen.to(x.dtype))
+
+
+class GatedAdapter(nn.Module):
+    """Corrections for all matrices of all layers. Implements `bench.model.Adapter`."""
+
+    def __init__(self, config: Config, rank: int):
+        super().__init__()
+        shapes = matrix_shapes(config)
+        self.layers = nn.ModuleList(
+            nn.ModuleDict({name: LowRank(*shape, rank) for name, shape in shapes.items()})
+            for _ in range(config.layers)
+        )
+
+    def delta(self, layer: int, name: str, x: Tensor) -> Tensor:
+        """What projection `name` of `layer` adds for the slot rows x [B, m, in] -> [B, m, out]."""
+        return self.correction(layer, name)(x)
+
+    def merged(self, layer: int, name: str, weight: Tensor) -> Tensor:
+        """The matrix that slot rows see: weight + B A, [out, in], summed in float32 or wider."""
+        pair, wide = self.correction(layer, name), torch.promote_types(weight.dtype, torch.float32)
+        return (weight.to(wide) + pair.widen.to(wide) @ pair.narrow.to(wide)).to(weight.dtype)
+
+    def correction(self, layer: int, name: str) -> LowRank:
+        """One of the pairs."""
+        pair = self.layers[layer][name]  # type: ignore[index]
+        assert isinstance(pair, LowRank)
+        return pair

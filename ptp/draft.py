@@ -1,0 +1,43 @@
+"""From the slots' logits to a draft, and how sure the student is of it."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from bench.sampling import NOISE_BITS, Law, pick
+from ptp.bins import Bins
+
+DRAWS = ("argmax", "pick", "greedy")  # greedy: the arg max of a student that was given no noise, for temperature 0
+
+
+@dataclass
+class Draft:
+    """Guessed tokens. The score grows with the chance of being right; `Confidence` turns it into that chance."""
+
+    tokens: Tensor  # [.., k] int64
+    score: Tensor  # [.., k] float32
+
+
+def draw(way: str, logits: Tensor, noise: Tensor, law: Law) -> Draft:
+    """Draft tokens from logits [.., k, vocab]; `noise` [.., k]: the tokens' own `u`, which only "pick" reads."""
+    return by_pick(logits, noise, law) if way == "pick" else by_arg_max(logits)
+
+
+def by_arg_max(logits: Tensor) -> Draft:
+    """The likeliest token; its score is the log-odds of its probability."""
+    best = logits.max(-1)
+    return Draft(best.indices, (best.values - logits.logsumexp(-1)).exp().logit(eps=1e-6))
+
+
+def by_pick(logits: Tensor, noise: Tensor, law: Law) -> Draft:
+    """`Pick` of the student's law; its score is the log of the distance between `u` and the edges of the token's bin.
+
+    The student has learned the truncated law. Top-k changes nothing the second time; top-p would cut again.
+    """
+    choices = replace(law, top_p=1.0)(logits)
+    tokens = pick(noise, choices)
+    bins = Bins.of(tokens, choices)
+    u, total = noise.double() * 2.0**-NOISE_BITS, bins.total.double()
+    inside = torch.minimum(u - bins.lower / total, (bins.lower + bins.mass) / total - u)
+    return Draft(tokens, inside.clamp(min=2.0**-NOISE_BITS).log().float())

@@ -1,0 +1,194 @@
+"""Parallel Token Prediction in the loop: exact whatever the student says, and as fast as it can be when it knows."""
+
+from dataclasses import replace
+from functools import partial
+from math import ceil
+
+import pytest
+import tiny
+import torch
+
+from baselines.independent import Independent
+from baselines.independent import Settings as IndependentSettings
+from bench.errors import BenchError
+from bench.noise import NoiseKey
+from bench.sampling import Law, pick
+from bench.sequences import Prompt
+from ptp.decoding import PTP, Settings
+from ptp.draft import Draft
+from ptp.student import Design, Student
+
+TARGET = tiny.transformer(seed=1)
+LIMIT = 24
+WORK = {name: (tiny.groups(seed, 8, 1), tiny.groups(50 + seed, 6, 4)) for seed, name in enumerate(tiny.LAWS)}
+
+
+def student(kind="o", slots=8, informed=True, seed=0):
+    """Untrained, with an adapter that is not zero and confidences that differ from place to place."""
+    torch.manual_seed(seed)
+    made = Student(Design(kind, slots, rank=3, informed=informed), tiny.CONFIG)
+    made.adapter.double()
+    for parameter in made.adapter.parameters():
+        parameter.data = torch.randn_like(parameter) / 4
+    for confidence in made.confidence.values():
+        confidence.slope.uniform_(0.2, 1)
+        confidence.intercept.uniform_(-1, 1)
+    return made.requires_grad_(False)
+
+
+class Knowing(PTP):
+    """Drafts what the target itself will say, by running it."""
+
+    def guess(self, logits, positions):
+        s, known = self.sequences, self.sequences.tokens.clone()
+        for at in positions.split(1, 1):
+            logits = s.target.logits(known[:, : int(at.max())])  # causal: what lies past a row's own end is not seen
+            last = logits.gather(1, (at - 1)[..., None].expand(-1, -1, logits.shape[2]))
+            known.scatter_(1, at, pick(s.noise.at("target", at), self.law(last)))
+        return Draft(known.gather(1, positions), torch.full_like(positions, 500.0, dtype=torch.float32))
+
+
+class HalfGood(Knowing):
+    """Knows two tokens in three, and is sure or unsure without reason, so that the groups are uneven."""
+
+    def guess(self, logits, positions):
+        known = super().guess(logits, positions)
+        wrong = (positions * 7919 + known.tokens * 31) % 3 == 0
+        return Draft((known.tokens + wrong) % tiny.CONFIG.vocab, ((positions * 5 + known.tokens) % 7 - 3).float())
+
+
+def maker(method=PTP, drafter=None, **options):
+    settings = (IndependentSettings if method is Independent else Settings)(**options)
+    informed = method is not Independent
+    return partial(method, settings=settings, drafter=drafter or student(settings.kind, informed=informed))
+
+
+@pytest.fixture(scope="module")
+def truth():
+    """Texts of autoregressive decoding by law, alone and in ragged batches."""
+    make = tiny.registered("autoregressive", TARGET)
+    return {law: texts_of(make, law) for law in tiny.LAWS}
+
+
+def texts_of(make, law):
+    return [text for work in WORK[law] for text in tiny.decode(make, TARGET, tiny.LAWS[law], work, LIMIT)]
+
+
+def require_exact(make, truth, laws=tuple(tiny.LAWS)):
+    """Every text is the baseline's; returns how many of them had drafts both accepted and refused."""
+    telling = 0
+    for law in laws:
+        texts = texts_of(make, law)
+        assert [text.tokens for text in texts] == [text.tokens for text in truth[law]]
+        telling += sum(text.tells for text in texts)
+    return telling
+
+
+CONFIGURATIONS = {
+    "o": {"kind": "o", "k": 3, "slots": 10},
+    "c": {"kind": "c", "k": 3, "slots": 9},
+    "o, one slot": {"kind": "o", "k": 2, "slots": 1},  # never a draft
+    "c, one slot": {"kind": "c", "k": 2, "slots": 1},  # most hypotheses get nothing
+    "o, all slots": {"kind": "o", "k": 3, "slots": 99},  # 16 of them are of use
+    "c, apart": {"kind": "c", "k": 4, "pqd": False},
+    "o, apart": {"kind": "o", "k": 4, "pqd": False},
+    "o, shuffled": {"kind": "o", "k": 3, "slots": 10, "shuffled": True},
+}
+
+
+@pytest.mark.parametrize("method", [PTP, HalfGood])
+@pytest.mark.parametrize("kind", ["o", "c"])
+def test_text_of_autoregressive_decoding(method, kind, truth):
+    telling = require_exact(maker(method, **CONFIGURATIONS[kind]), truth)
+    assert telling >= (100 if method is HalfGood else 50)
+
+
+@pytest.mark.parametrize("name", list(CONFIGURATIONS)[2:])
+@pytest.mark.parametrize("method", [PTP, HalfGood])
+def test_other_budgets_and_ways_to_draft(method, name, truth):
+    telling = require_exact(maker(method, **CONFIGURATIONS[name]), truth, ["top-k"])
+    assert (telling > 0) == (name != "o, one slot")
+
+
+@pytest.mark.parametrize("draw", ["argmax", "pick"])
+@pytest.mark.parametrize("kind", ["o", "c"])
+def test_the_control_is_exact_too(draw, kind, truth):
+    make = maker(Independent, kind=kind, draw=draw, k=3, slots=9)
+    assert require_exact(make, truth, ["greedy", "plain"]) > 20
+
+
+def ideal(tokens, k, pqd):
+    """Steps of a perfect student: the first knows nothing; without PQD every other one only drafts."""
+    if pqd:
+        return 1 + ceil((tokens - 1) / (k + 1))
+    pairs, rest = divmod(tokens, k + 2)
+    return 2 * pairs + min(rest, 2)
+
+
+@pytest.mark.parametrize("law", ["greedy", "top-p"])
+@pytest.mark.parametrize("pqd", [True, False])
+@pytest.mark.parametrize(("kind", "k"), [("o", 1), ("c", 1), ("o", 4), ("c", 4), ("c", 7), ("o", 7)])
+def test_a_perfect_student_needs_the_ideal_number_of_steps(kind, k, pqd, law):
+    slots = k + (kind == "o")
+    make = maker(Knowing, kind=kind, k=k, slots=slots, pqd=pqd)
+    prompts = tuple(Prompt(list(range(n)), NoiseKey(5, n)) for n in (1, 9, 4, 6))
+    for limit in (1, 2, k + 2, k + 3, 23):
+        for text in tiny.decode(make, TARGET, tiny.LAWS[law], [tiny.Group(prompts)], limit):
+            assert len(text.tokens) == limit
+            assert text.steps == ideal(limit, k, pqd)
+
+
+def test_slots_hear_the_noise_of_the_tokens_they_predict():
+    """Against indices written out: slot j under row d takes u[root + d + 1 + j] and sits there (O: one less)."""
+    seen = {}
+
+    class Spy(HalfGood):
+        def heard(self, positions):
+            seen["heard"] = positions
+            return super().heard(positions)
+
+        def propose(self, kind):
+            seen["tree"], seen["root"] = super().propose(kind), self.sequences.root.clone()
+            structure = seen["tree"].resolve()
+            places, n = structure.positions(seen["tree"], seen["root"]), seen["tree"].tokens.shape[1]
+            for b in range(self.sequences.batch):
+                for slot in range(places.shape[1] - n):
+                    d, j = int(self.groups.row[b, slot]), int(self.groups.place[b, slot])
+                    assert seen["heard"][b, slot] == seen["root"][b] + d + 1 + j
+                    if d <= self.length[b]:  # the group hangs from a row in use
+                        assert places[b, n + slot] == seen["root"][b] + d + 1 + j - int(self.kind.name == "o")
+                        family = [*range(d + 1), *range(n + slot - j, n + slot + 1)]
+                        assert structure.ancestors[b, n + slot].nonzero().flatten().tolist() == family
+                        seen["uneven"] = seen.get("uneven", set()) | {int(self.groups.count[b, d])}
+            return seen["tree"]
+
+    for kind in ("o", "c"):
+        tiny.decode(maker(Spy, kind=kind, k=3, slots=10), TARGET, Law(1.0), WORK["plain"][1][:1], 12)
+    assert len(seen["uneven"]) >= 3
+
+
+def test_misfits_are_refused():
+    sequences = tiny.decoder_of(tiny.registered("autoregressive", TARGET), TARGET, Law(), 1).sequences
+    for options, message in [({"kind": "x"}, "kind must be"), ({"k": 0}, "k >= 1"), ({"slots": 0}, "slots >= 1")]:
+        with pytest.raises(BenchError, match=message):
+            Settings(**options)
+    with pytest.raises(BenchError, match="is of kind c"):
+        PTP(sequences, Law(), Settings(kind="o", k=3), student("c"))
+    with pytest.raises(BenchError, match="trained for 8 slots"):
+        PTP(sequences, Law(), Settings(k=8), student("o"))
+    with pytest.raises(BenchError, match="belongs to ptp"):
+        Independent(sequences, Law(), IndependentSettings(k=3), student("o"))
+    with pytest.raises(BenchError, match="draw must be"):
+        IndependentSettings(draw="best")
+
+
+def test_noise_changes_drafts_but_never_the_text():
+    """The student hears `u`: with another noise it drafts otherwise."""
+    text = {}
+    for shuffled in (False, True):
+        settings = replace(Settings(**CONFIGURATIONS["o"]), shuffled=shuffled)
+        decoder = tiny.decoder_of(partial(PTP, settings=settings, drafter=student("o")), TARGET, Law(1.0), 1)
+        raw = decoder.decode([Prompt([1, 2], NoiseKey(0, 0))], LIMIT)
+        text[shuffled] = (raw.tokens[0][:LIMIT], decoder.method.chance.tolist())
+    assert text[False][0] == text[True][0]
+    assert text[False][1] != text[True][1]

@@ -1,0 +1,124 @@
+"""The student's parts: noise embedding, gated adapter, checkpoints."""
+
+import pytest
+import tiny
+import torch
+
+from bench.errors import BenchError
+from bench.sampling import NOISE_BITS, Law
+from ptp.adapter import GatedAdapter, matrix_shapes
+from ptp.noise_embedding import FRONTS, HEADS, NONE, NoiseDesign, NoiseEmbedding
+from ptp.student import Design, Origin, Student
+
+TOP = (1 << NOISE_BITS) - 1
+
+
+@pytest.mark.parametrize("front", FRONTS)
+@pytest.mark.parametrize("head", HEADS)
+def test_every_front_end_and_head_embeds_noise(front, head):
+    torch.manual_seed(0)
+    embedding = NoiseEmbedding(NoiseDesign(front, head), 48, scale=0.2)
+    noise = torch.randint(TOP + 1, (5, 200))
+    noise[0, :3] = NONE
+    out = embedding(noise)
+    assert out.shape == (5, 200, 48)
+    assert 0.05 < out[1:].std() < 0.4
+    assert torch.equal(out[0, :3], embedding.none.expand(3, -1))
+    out.sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in embedding.parameters())
+
+
+def features(front, values, **options):
+    return NoiseEmbedding(NoiseDesign(front, **options), 8).features(torch.tensor(values))
+
+
+def test_features_say_what_they_should():
+    assert features("scalar", [0, 1 << 29, TOP]).flatten().tolist() == pytest.approx([-1, 0, 1], abs=1e-8)
+    digits = features("digits", [0b1011, TOP])
+    assert digits[0, :5].tolist() == [1, 1, -1, 1, -1]
+    assert (digits[1] == 1).all()
+    thresholds = features("thresholds", [0, 1 << 28, (1 << 28) + 1, TOP], thresholds=4)  # u <= i / 4
+    assert thresholds.tolist() == [[1, 1, 1, 1], [1, 1, 1, 1], [-1, 1, 1, 1], [-1, -1, -1, 1]]
+
+
+def test_unknown_designs_are_refused():
+    with pytest.raises(BenchError, match="front must be one of"):
+        NoiseDesign("bits")
+    with pytest.raises(BenchError, match="kind is one of"):
+        Design(kind="x")
+
+
+@pytest.fixture
+def adapter():
+    torch.manual_seed(0)
+    adapter = GatedAdapter(tiny.CONFIG, rank=3).double()
+    for parameter in adapter.parameters():
+        parameter.data = torch.randn_like(parameter) / 3
+    return adapter.requires_grad_(False)
+
+
+def test_an_untrained_adapter_changes_nothing_and_learns_in_every_matrix():
+    adapter = GatedAdapter(tiny.CONFIG, rank=2)
+    for layer in range(tiny.CONFIG.layers):
+        for name, (_, size) in matrix_shapes(tiny.CONFIG).items():
+            out = adapter.delta(layer, name, torch.randn(2, 5, size))
+            assert not out.any()
+            out.sum().backward()
+    assert all(layer[name].widen.grad.abs().sum() > 0 for layer in adapter.layers for name in layer)
+
+
+def test_merged_weights_do_what_the_adapter_does(adapter):
+    model = tiny.transformer()
+    for layer, block in enumerate(model.blocks):
+        for name, (out, size) in matrix_shapes(tiny.CONFIG).items():
+            weight = getattr(block, name)
+            assert weight.shape == (out, size)
+            x = torch.randn(2, 5, size, dtype=torch.float64)
+            apart = x @ weight.T + adapter.delta(layer, name, x)
+            assert torch.allclose(apart, x @ adapter.merged(layer, name, weight).T, atol=1e-12)
+
+
+def test_token_rows_never_see_the_adapter(adapter):
+    """Three token rows and two slots after them: the tokens' outputs are those of the plain model, bit for bit."""
+    model = tiny.transformer()
+    x, positions = torch.randn(1, 5, 16, dtype=torch.float64), torch.arange(5)[None]
+
+    def causal(layer, q, k, v):
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+
+    plain, gated = model(x, positions, causal).last, model(x, positions, causal, adapter, slots=2).last
+    assert torch.equal(plain[:, :3], gated[:, :3])
+    assert not torch.allclose(plain[:, 3:], gated[:, 3:])
+
+
+ORIGIN = Origin("a" * 64, Law(0.7, top_k=50))
+
+
+@pytest.fixture
+def file(tmp_path):
+    torch.manual_seed(3)
+    design = Design("c", slots=5, rank=2, noise=NoiseDesign("digits", "mlp", width=8))
+    student = Student(design, tiny.CONFIG)
+    student.confidence["pick"].slope.fill_(0.7)
+    student.save(tmp_path / "student.safetensors", ORIGIN)
+    return student, tmp_path / "student.safetensors"
+
+
+def test_a_student_comes_back_whole(file):
+    student, path = file
+    again = Student.load(path, tiny.CONFIG, ORIGIN.target)
+    assert again.design == student.design
+    assert all(torch.equal(again.state_dict()[name], value) for name, value in student.state_dict().items())
+
+
+def test_a_student_of_another_target_or_with_missing_weights_is_refused(file, tmp_path):
+    student, path = file
+    with pytest.raises(BenchError, match="trained for another target"):
+        Student.load(path, tiny.CONFIG, "b" * 64)
+    student.embedding.widen = None  # a checkpoint without the noise embedding must not load
+    student.save(tmp_path / "broken.safetensors", ORIGIN)
+    with pytest.raises(BenchError, match="embedding"):
+        Student.load(tmp_path / "broken.safetensors", tiny.CONFIG, ORIGIN.target)
+    (tmp_path / "junk").write_bytes(b"12345678901")
+    with pytest.raises(BenchError, match="not a student"):
+        Student.load(tmp_path / "junk", tiny.CONFIG, ORIGIN.target)
