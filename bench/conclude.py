@@ -1,24 +1,31 @@
 """The end of a run: verdicts, the report, and the main table on the terminal."""
 
+import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
 
-from bench import record, stats, tables
+from bench import record, report, stats, tables, verdict
 from bench.layout import Table
+from bench.null import Prompts
 from bench.tables import Found
 from bench.terminal import show
 from bench.zoo import Target
 
 
-def conclude(directory: Path, target: Target, console: Console) -> int:
+def conclude(directory: Path, target: Target, prompts: Prompts, out: Console) -> int:
     """Judge the texts, write the report, print the table. 1 if a verdict is BROKEN, else 0."""
-    found: Found = {}
-    for table in shown(directory, found):
-        show(table, console)
-    console.print(f"{directory / 'report.md'}", soft_wrap=True)
-    return 0
+    verdicts = verdict.write(directory, target, prompts)
+    paths = report.write(directory)
+    for table in shown(directory, {label: asdict(found) for label, found in verdicts.items()}):
+        show(table, out)
+    out.print(f"{paths.markdown}, {paths.html.name}", soft_wrap=True)
+    broken = {label: found.detail for label, found in verdicts.items() if found.verdict == "BROKEN"}
+    for label, detail in broken.items():
+        print(f"BROKEN: {label}: {detail}", file=sys.stderr)
+    return 1 if broken else 0
 
 
 def shown(directory: Path, found: Found) -> Iterator[Table]:

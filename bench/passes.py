@@ -60,6 +60,11 @@ class Passes:
         for label in shuffled(list(self.team.lineup), self.settings.seed, repeat, group.number, turn):
             yield Job(label, group, turn, repeat, prompts)
 
+    def prompts(self) -> dict[tuple[int | str, int], list[int]]:
+        """What every (question_id, turn) continued, once all is measured."""
+        return {(question.question_id, turn): self.prompter.prompt(question, turn, self.answers)
+                for group in self.groups for question in group.questions for turn in range(group.turns)}
+
     def is_done(self, job: Job) -> bool:
         """Whether all its records are on disk."""
         return all((job.label, q.question_id, job.turn, job.repeat) in self.writer.done for q in job.group.questions)

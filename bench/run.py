@@ -1,19 +1,17 @@
 """`python -m bench run`: decode every question by every method, side by side, and write what was seen."""
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import date
 from itertools import count
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from bench import journal, prompts, suite, zoo
 from bench.conclude import conclude
 from bench.errors import BenchError
 from bench.measure import Team
+from bench.memory import OutOfMemoryError, memory_limits
 from bench.passes import Passes
 from bench.plan import Prompter
 from bench.progress import progress
@@ -40,11 +38,13 @@ def command(args: argparse.Namespace) -> int:
     directory = args.resume or args.out or free_directory(settings.suite)
     out = console()
     try:
-        with enough_memory(settings, directory):
+        with memory_limits(settings.device):
             return run(settings, directory, bool(args.resume), out)
     except KeyboardInterrupt:
-        out.print(f"stopped{kept(directory)}", soft_wrap=True)
+        out.print(f"stopped; {kept(directory)}", soft_wrap=True)
         return INTERRUPTED
+    except OutOfMemoryError as error:
+        raise BenchError(f"{error}; {kept(directory)}") from error
 
 
 def run(settings: RunSettings, directory: Path, resume: bool, out: Console) -> int:
@@ -58,7 +58,7 @@ def run(settings: RunSettings, directory: Path, resume: bool, out: Console) -> i
         passes = Passes(team, prompter, questions, writer)
         with progress(len(passes), out) as bar:
             passes.measure(bar)
-    return conclude(directory, target, out)
+    return conclude(directory, target, passes.prompts(), out)
 
 
 def free_directory(suite_name: str) -> Path:
@@ -67,21 +67,9 @@ def free_directory(suite_name: str) -> Path:
     return next(path for n in count(1) if not (path := first.with_name(first.name + f"-{n}" * (n > 1))).exists())
 
 
-@contextmanager
-def enough_memory(settings: RunSettings, directory: Path) -> Iterator[None]:
-    """Turn the ways in which memory runs out into one line."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(error):
-            raise
-        raise BenchError(f"out of memory on {settings.device}: lower --batch or --max-new-tokens, or take a smaller "
-                         f"--target{kept(directory)}") from error
-
-
 def kept(directory: Path) -> str:
     """What to say about records that are on disk already."""
     path = directory / FILE
     if not path.exists() or not path.stat().st_size:
-        return "; nothing was measured yet"
-    return f"; what was measured is kept: go on with  python -m bench run --resume {directory}"
+        return "nothing was measured yet"
+    return f"what was measured is kept: go on with  python -m bench run --resume {directory}"
