@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import matplotlib as mpl
@@ -33,9 +34,9 @@ STYLE: Any = {
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """A figure with the `name` of its file, its title, a sentence instead of it (`alt`), how to read it (`caption`),
-    and its numbers."""
+class Picture:
+    """A figure with the `name` of its file, its title, a sentence in its place (`alt`), how to read it (`caption`) and
+    its numbers. Its bytes are made when they are asked for."""
 
     figure: Figure
     name: str
@@ -44,18 +45,30 @@ class Drawing:
     caption: str
     numbers: pd.DataFrame
 
+    @cached_property
+    def png(self) -> bytes:
+        """For print: on white."""
+        file = io.BytesIO()
+        with mpl.rc_context(STYLE):
+            self._titled.savefig(file, format="png", dpi=220, facecolor="white", metadata={"Software": None})
+        return file.getvalue()
 
-@dataclass(frozen=True)
-class Picture:
-    """A drawing as bytes: PNG on white for print, SVG for a page of any colour."""
+    @cached_property
+    def svg(self) -> str:
+        """For a page: transparent, its ink in the page's colours, to be set into the HTML as it is."""
+        file = io.StringIO()
+        blank = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        with mpl.rc_context(STYLE):
+            self._titled.savefig(file, format="svg", transparent=True, metadata=blank)
+        return _inline(file.getvalue(), self.name)
 
-    name: str
-    title: str
-    alt: str
-    caption: str
-    numbers: pd.DataFrame
-    png: bytes
-    svg: str
+    @cached_property
+    def _titled(self) -> Figure:
+        """The figure, laid out once for both kinds of file."""
+        self.figure.suptitle(self.title, x=0.01, ha="left", fontsize=10, fontweight="bold", color=INK)
+        self.figure.draw_without_rendering()
+        self.figure.set_layout_engine("none")
+        return self.figure
 
 
 def canvas(height: float) -> tuple[Figure, Axes]:
@@ -96,22 +109,6 @@ def wrapped(label: str, width: int = 22) -> str:
             lines.append("")
         lines[-1] += part
     return "\n".join(lines).replace("$", r"\$")  # matplotlib reads $ as mathematics
-
-
-def render(drawing: Drawing, mark: str = "") -> Picture:
-    """PNG and SVG of a drawing; `mark` follows its title (made-up weights must be marked everywhere)."""
-    title = f"{drawing.title} ({mark})" if mark else drawing.title
-    figure = drawing.figure
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold", color=INK)
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # laid out once, for both files
-    with mpl.rc_context(STYLE):
-        png, svg = io.BytesIO(), io.StringIO()
-        figure.savefig(png, format="png", dpi=220, facecolor="white", metadata={"Software": None})
-        blank = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(svg, format="svg", transparent=True, metadata=blank)
-    inline = _inline(svg.getvalue(), drawing.name)
-    return Picture(drawing.name, title, drawing.alt, drawing.caption, drawing.numbers, png.getvalue(), inline)
 
 
 def _inline(svg: str, name: str) -> str:

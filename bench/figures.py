@@ -1,4 +1,4 @@
-"""The figures of a report. Each returns a Drawing, or None where the run holds nothing to draw."""
+"""The figures of a report. Each returns a Picture, or None where the run holds nothing to draw."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bench.canvas import (
     SKY,
     SMALL,
     VERMILION,
-    Drawing,
+    Picture,
     canvas,
     legend,
     panels,
@@ -39,7 +39,7 @@ CLASSES = {  # marker, colour, fill
 }
 
 
-def speedup(table: pd.DataFrame, floor: Interval | None) -> Drawing | None:
+def speedup(table: pd.DataFrame, floor: Interval | None) -> Picture | None:
     """Dots with whiskers, fastest on top. `table`: index method; speedup, low, high, decision, lossy, verdict."""
     table = table.drop(index=[BASELINE, TWIN], errors="ignore").sort_values("speedup")
     if table.empty:
@@ -68,10 +68,10 @@ def speedup(table: pd.DataFrame, floor: Interval | None) -> Drawing | None:
         "against its own copy. Lossy methods change the text."
     )
     numbers = table[["speedup", "low", "high", "decision"]].iloc[::-1].reset_index()
-    return Drawing(figure, "speedup", "Speedup over autoregressive decoding", alt, caption, numbers)
+    return Picture(figure, "speedup", "Speedup over autoregressive decoding", alt, caption, numbers)
 
 
-def acceptance(rates: pd.DataFrame) -> Drawing | None:
+def acceptance(rates: pd.DataFrame) -> Picture | None:
     """A panel per method of `stats.acceptance_by_depth`, the joint rates of the others behind it."""
     methods = list(dict.fromkeys(rates.method))
     if not methods:
@@ -96,10 +96,10 @@ def acceptance(rates: pd.DataFrame) -> Drawing | None:
         "Conditional: of the steps that accepted the depth before. Joint: of all steps that offered this depth. "
         f"Conditional rates that rest on fewer than {ENOUGH} steps are left out."
     )
-    return Drawing(figure, "acceptance", "Acceptance by draft depth", alt, caption, rates)
+    return Picture(figure, "acceptance", "Acceptance by draft depth", alt, caption, rates)
 
 
-def phases(table: pd.DataFrame) -> Drawing | None:
+def phases(table: pd.DataFrame) -> Picture | None:
     """Stacked bars of `stats.phase_table`, in its order from the top."""
     if table.empty:
         return None
@@ -118,10 +118,10 @@ def phases(table: pd.DataFrame) -> Drawing | None:
     alt = "Milliseconds per step: " + _listed(table.step_ms[::-1].map(significant))
     caption = "The five phases in the order they run, from the left. Mean over the steps that contributed a token."
     numbers = table[[*PHASES, "step_ms"]].iloc[::-1].reset_index()
-    return Drawing(figure, "phases", "Where the time of a step goes", alt, caption, numbers)
+    return Picture(figure, "phases", "Where the time of a step goes", alt, caption, numbers)
 
 
-def budget(table: pd.DataFrame) -> Drawing | None:
+def budget(table: pd.DataFrame) -> Picture | None:
     """Speedup against rows per step, options of one method joined. `table` as for `speedup`, with rows_per_step."""
     table = table.drop(index=[BASELINE, TWIN], errors="ignore").sort_values("rows_per_step")
     if table.empty:
@@ -147,10 +147,10 @@ def budget(table: pd.DataFrame) -> Drawing | None:
     alt = "Speedup against rows per step: " + _listed(points)
     caption = "What a speedup was bought with. A line joins the options of one method."
     numbers = table[["rows_per_step", "speedup", "low", "high"]].reset_index()
-    return Drawing(figure, "budget", "Speedup against draft budget", alt, caption, numbers)
+    return Picture(figure, "budget", "Speedup against draft budget", alt, caption, numbers)
 
 
-def kept(histogram: pd.DataFrame) -> Drawing | None:
+def kept(histogram: pd.DataFrame) -> Picture | None:
     """A panel per column of `stats.kept_histogram`: share of the steps by the tokens they kept."""
     if histogram.empty or not len(histogram.columns):
         return None
@@ -164,7 +164,7 @@ def kept(histogram: pd.DataFrame) -> Drawing | None:
         _whole_numbers(panel)
     alt = "How many tokens a step keeps. Means: " + _listed(mean.map("{:.2f}".format))
     caption = "Dashed line: the mean, which is the acceptance length."
-    return Drawing(figure, "kept", "Tokens kept per step", alt, caption, share.reset_index())
+    return Picture(figure, "kept", "Tokens kept per step", alt, caption, share.reset_index())
 
 
 def _whiskers(table: pd.DataFrame) -> np.ndarray:

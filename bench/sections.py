@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
 from bench import figures, stats, tables
-from bench.canvas import Drawing, Picture, render
+from bench.canvas import Picture
 from bench.contents import Run
 from bench.layout import Table, fixed, limits, significant
+from bench.peers import PEERS, in_peer_definition
 from bench.record import BASELINE, TWIN
 
 FLAGS = {  # as `stats.main_table` spells them -> what they mean
@@ -104,7 +105,7 @@ def results(run: Run, found: Findings) -> Section:
     """The main table."""
     text = [*_best(found.main), _floor(found.main), *_broken(found.both), *_meanings(found.both["flags"])]
     shown = tables.results("main", "Speedup", found.main, run.quality)
-    return Section("results", "Results", text, shown, _drawn(run, figures.speedup(found.both, _floor_of(run))))
+    return Section("results", "Results", text, shown, _marked(run, figures.speedup(found.both, _floor_of(run))))
 
 
 def _floor_of(run: Run) -> stats.Interval | None:
@@ -177,7 +178,7 @@ def costs(run: Run, found: Findings) -> Section:
         tables.cost(phases, lengths, run.cost),
         tables.latency(stats.latency(run.records).loc[found.methods]),
     ]
-    return Section("costs", "Cost", [], shown, _drawn(run, figures.phases(phases), figures.budget(found.both)))
+    return Section("costs", "Cost", [], shown, _marked(run, figures.phases(phases), figures.budget(found.both)))
 
 
 def acceptance(run: Run, found: Findings) -> Section:
@@ -187,8 +188,17 @@ def acceptance(run: Run, found: Findings) -> Section:
     rates = rates.sort_values("method", key=lambda names: names.map(found.drafting.index), kind="stable")
     shown = tables.acceptance(rates) if len(rates) else []
     histogram = stats.kept_histogram(run.records)[found.drafting]
-    drawn = _drawn(run, figures.acceptance(rates), figures.kept(histogram))
-    return Section("acceptance", "Acceptance", [], shown, drawn)
+    drawn = _marked(run, figures.acceptance(rates), figures.kept(histogram))
+    return Section("acceptance", "Acceptance", [], [*shown, *_peers(run, found)], drawn)
+
+
+def _peers(run: Run, found: Findings) -> list[Table]:
+    """Acceptance lengths in the definitions of other benchmarks, where there is something to count."""
+    if not found.drafting:
+        return []
+    lengths = pd.DataFrame({peer: in_peer_definition(run.records, peer) for peer in PEERS})
+    lengths.insert(0, "Here", stats.acceptance(run.records).micro)
+    return [tables.peers(lengths.loc[found.drafting])]
 
 
 def pairwise(run: Run, found: Findings) -> Section:
@@ -208,5 +218,7 @@ def environment(run: Run, found: Findings) -> Section:
     return Section("environment", "Environment", [], shown, [])
 
 
-def _drawn(run: Run, *drawings: Drawing | None) -> list[Picture]:
-    return [render(drawing, run.mark) for drawing in drawings if drawing is not None]
+def _marked(run: Run, *pictures: Picture | None) -> list[Picture]:
+    """The pictures that there are, titled as the run's weights demand."""
+    there = [picture for picture in pictures if picture is not None]
+    return [replace(picture, title=f"{picture.title} ({run.mark})") for picture in there] if run.mark else there

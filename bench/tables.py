@@ -30,7 +30,7 @@ RESULTS_NOTE = (
 )
 TASKS_NOTE = (
     "Spec-Bench's six tasks: multi-turn conversation, translation, summarization, question answering, mathematical "
-    "reasoning, retrieval-augmented generation."
+    "reasoning, retrieval-augmented generation. –: no prompts, or batches that mix tasks."
 )
 VERDICTS_NOTE = (
     "Texts that differ from the baseline's under the same noise. First at: tokens before the first difference, "
@@ -183,6 +183,13 @@ def acceptance(rates: pd.DataFrame) -> list[Table]:
         shown = build(f"acceptance_{kind}", f"Acceptance by depth, {kind} (%)", note, wide.reset_index(), spec)
         out.append(replace(shown, frame=rates[["method", "depth", "steps", "reached", kind]]))
     return out
+
+
+def peers(lengths: pd.DataFrame) -> Table:
+    """Acceptance length by method (index) in each definition (column)."""
+    spec: Spec = {"Method": of("method")} | {name: of(name, fixed) for name in lengths.columns}
+    note = "The same records as other benchmarks would count them. Compare a published length with its own column only."
+    return build("peers", "Acceptance length, as others count", note, lengths.rename_axis("method").reset_index(), spec)
 
 
 def pairs(table: pd.DataFrame) -> Table:
