@@ -8,7 +8,6 @@ from pathlib import Path
 from rich.console import Console
 
 from bench import journal, prompts, suite, zoo
-from bench.conclude import conclude
 from bench.errors import BenchError
 from bench.measure import Team
 from bench.memory import OutOfMemoryError, memory_limits
@@ -58,6 +57,8 @@ def run(settings: RunSettings, directory: Path, resume: bool, out: Console) -> i
         passes = Passes(team, prompter, questions, writer)
         with progress(len(passes), out) as bar:
             passes.measure(bar)
+    from bench.conclude import conclude  # matplotlib and scipy are slow to import
+
     return conclude(directory, target, passes.prompts(), out)
 
 
