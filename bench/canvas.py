@@ -36,7 +36,7 @@ STYLE: Any = {
 @dataclass(frozen=True)
 class Picture:
     """A figure with the `name` of its file, its title, a sentence in its place (`alt`), how to read it (`caption`) and
-    its numbers. Its bytes are made when they are asked for."""
+    its numbers. `mark` stands under the title. Its bytes are made when they are asked for."""
 
     figure: Figure
     name: str
@@ -44,6 +44,7 @@ class Picture:
     alt: str
     caption: str
     numbers: pd.DataFrame
+    mark: str = ""
 
     @cached_property
     def png(self) -> bytes:
@@ -65,7 +66,8 @@ class Picture:
     @cached_property
     def _titled(self) -> Figure:
         """The figure, laid out once for both kinds of file."""
-        self.figure.suptitle(self.title, x=0.01, ha="left", fontsize=10, fontweight="bold", color=INK)
+        title = f"{self.title}\n({self.mark})" if self.mark else self.title
+        self.figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold", color=INK)
         self.figure.draw_without_rendering()
         self.figure.set_layout_engine("none")
         return self.figure

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from bench.bootstrap import Interval
 from bench.canvas import (
@@ -29,6 +29,7 @@ from bench.layout import significant
 from bench.record import BASELINE, PHASES, TWIN
 
 ENOUGH = 30  # steps that a plotted rate must rest on
+DEEP = 12  # depth from which an axis in equal steps would hide the first ones
 FAMILIES = [*zip((BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY), "osD^vP", strict=True)]
 PHASE_COLOURS = dict(zip(PHASES, (ORANGE, SKY, GREEN, PURPLE, VERMILION), strict=True))
 PHASE_HATCHES = dict(zip(PHASES, ("//", "", "..", "\\\\", "xx"), strict=True))
@@ -87,6 +88,8 @@ def acceptance(rates: pd.DataFrame) -> Picture | None:
         panel.set_title(wrapped(method, 28), fontsize=SMALL)
         panel.set_ylim(0, 1.04)
         _whole_numbers(panel)
+        if rates.depth.max() > DEEP:
+            _doubling(panel)
         panel.grid(axis="y", color=FAINT, alpha=0.3, lw=0.6)
     axes[0].plot([], [], color=FAINT, lw=0.7, label="other methods, joint")
     legend(figure, axes[0])
@@ -135,9 +138,7 @@ def budget(table: pd.DataFrame) -> Picture | None:
         hollow = part.lossy.any() or number >= len(FAMILIES)
         axes.errorbar(part.rows_per_step, part.speedup, yerr=_whiskers(part), fmt=marker + "-", lw=1, color=colour,
                       mfc=PAPER if hollow else colour, ms=5.5, capsize=2.5, label=str(name))  # fmt: skip
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter("{x:g}")
+    _doubling(axes)
     axes.set_xlim(0.9, max(2.2, table.rows_per_step.max() * 1.15))
     axes.set_xlabel("rows that the target evaluates per step")
     axes.set_ylabel("speedup (×), 95 % interval")
@@ -160,7 +161,9 @@ def kept(histogram: pd.DataFrame) -> Picture | None:
     for panel, method in zip(axes, share.columns, strict=True):
         panel.bar(share.index, share[method], color=SKY, edgecolor=INK, lw=0.5, width=0.85)
         panel.axvline(mean[method], color=VERMILION, ls="--", lw=1.2)
-        panel.set_title(f"{wrapped(method, 20)}  (mean {mean[method]:.2f})", fontsize=SMALL)
+        panel.annotate(f"mean {mean[method]:.2f}", (1, 1), xycoords="axes fraction", ha="right", va="top",
+                       fontsize=SMALL, color=INK)  # fmt: skip
+        panel.set_title(wrapped(method, 28), fontsize=SMALL)
         _whole_numbers(panel)
     alt = "How many tokens a step keeps. Means: " + _listed(mean.map("{:.2f}".format))
     caption = "Dashed line: the mean, which is the acceptance length."
@@ -187,6 +190,14 @@ def _values(axes: Axes, texts: list[str]) -> None:
 def _whole_numbers(panel: Axes) -> None:
     panel.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 4, 5, 10], min_n_ticks=1))
     panel.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+
+
+def _doubling(axes: Axes) -> None:
+    """An x axis on which every doubling is as long as the next."""
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(LogLocator(2, numticks=12))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter("{x:g}")
 
 
 def _listed(values: pd.Series) -> str:

@@ -205,6 +205,14 @@ def test_html_is_one_well_formed_page_that_fetches_nothing(written):
     assert 'name="viewport"' in text
 
 
+def test_figures_take_the_colour_of_the_page(directory):
+    for section in compose(load(directory)).sections:
+        for picture in section.pictures:
+            texts = re.findall("<text[^>]*>", picture.svg)
+            assert texts
+            assert all("currentColor" in text for text in texts), picture.name
+
+
 def test_html_shows_the_cells_of_the_markdown(written):
     cells = set(Page(written.html.read_text()).cells)
     for rows in markdown_tables(written.markdown.read_text()).values():
