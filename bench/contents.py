@@ -28,7 +28,6 @@ class Run:
     cost        cost.json: {method: {"peak_memory_mib", "own_memory_mib", "energy_mj_per_token"}}, numbers or null
     """
 
-    name: str
     records: pd.DataFrame
     provenance: Mapping[str, Any]
     verdicts: Found
@@ -52,7 +51,7 @@ def load(directory: str | Path) -> Run:
     directory = Path(directory)
     records = frame(read(directory))
     names = ("provenance", "verdicts", "quality", "cost")
-    return Run(directory.resolve().name, records, *(_object(directory / f"{name}.json") for name in names))
+    return Run(records, *(_object(directory / f"{name}.json") for name in names))
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def speedup(table: pd.DataFrame, floor: Interval | None) -> Picture | None:
     _name_rows(axes, [wrapped(method) + mark for method, mark in zip(table.index, broken, strict=True)])
     _values(axes, [f"{value:.2f}×" for value in table.speedup])
     axes.set_xlim(left=min(0.9, 0.95 * float(table.low.min())))
-    axes.set_xlabel("speedup over autoregressive decoding (×), 95 % interval")
+    axes.set_xlabel("speedup (×), 95 % interval")
     axes.grid(axis="x", color=FAINT, alpha=0.3, lw=0.6)
     legend(figure, axes)
     alt = "Speedup over autoregressive decoding, fastest first: " + _listed(table.speedup[::-1].map("{:.2f}".format))
