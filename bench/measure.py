@@ -5,11 +5,11 @@ from typing import Any
 
 from bench import provenance
 from bench.clip import clip
-from bench.loop import Decoder, Raw
-from bench.methods import Entry, parse, parse_one
+from bench.loop import Decoder, Method, Raw
+from bench.methods import METHODS, REFERENCES, Reference
 from bench.noise import NoiseKey
 from bench.plan import Group
-from bench.record import BASELINE, TWIN, Record
+from bench.record import Record
 from bench.sequences import Prompt, Sequences
 from bench.suite import RunSettings
 from bench.zoo import Target
@@ -31,54 +31,57 @@ class Job:
     prompts: list[Prompt]
 
 
-class Rig:
-    """All methods, ready to decode batches of one size on the same sequences."""
+class Team:
+    """The methods of a run with their trained parts, and the references, whatever the batch size."""
 
-    def __init__(self, team: "Team", batch: int):
-        self.team, self.limit = team, team.settings.max_new_tokens
-        self.sequences = Sequences(team.target.model, batch, team.context, team.widest)
-        self.decoders = {label: Decoder(team.build(label, self.sequences), self.sequences) for label in team.lineup}
-        for decoder in self.decoders.values():
-            decoder.decode([team.warm_up()] * batch, min(WARM_UP_TOKENS, self.limit))
+    def __init__(self, settings: RunSettings, target: Target, context: int):
+        """`context`: longest prompt plus answer. BenchError for what a method or a reference cannot do."""
+        self.settings, self.target, self.context = settings, target, context
+        self.end_ids: frozenset[int] = frozenset() if settings.ignore_eos else target.end_ids
+        self.entries, self.facts, law = settings.lineup(), described(settings), settings.law()
+        self.methods = [label for label, entry in self.entries.items() if entry.name in METHODS]
+        self.references = {label: REFERENCES[entry.name](entry.name, target.model, law, context)
+                           for label, entry in self.entries.items() if entry.name in REFERENCES}
+        self.drafters = {label: METHODS[(entry := self.entries[label]).name].load(entry.settings, target)
+                         for label in self.methods}
+        probe = Sequences(target.model, 1, 1, PROBE_ROWS)  # a method knows its rows once it is built
+        self.widest = max(max(self.build(label, probe).rows) for label in self.methods)
+
+    def build(self, label: str, sequences: Sequences) -> Method:
+        """A method on its sequences."""
+        entry = self.entries[label]
+        return METHODS[entry.name](sequences, self.settings.law(), entry.settings, self.drafters[label])
+
+    def rig(self, batch: int) -> "Rig":
+        """All methods on the same sequences, ready to decode batches of one size."""
+        sequences = Sequences(self.target.model, batch, self.context, self.widest)
+        return Rig(self, batch, {label: Decoder(self.build(label, sequences), sequences) for label in self.methods})
+
+
+class Rig:
+    """Decoders that are ready to decode batches of one size."""
+
+    def __init__(self, team: Team, batch: int, decoders: dict[str, Decoder] | dict[str, Reference]):
+        self.team, self.decoders, self.limit = team, decoders, team.settings.max_new_tokens
+        ids = team.target.tokenizer.encode(WARM_UP)[: team.context - self.limit]
+        warm_up = [Prompt(ids, NoiseKey(team.settings.seed, WARM_UP))] * batch
+        for decoder in decoders.values():
+            decoder.decode(warm_up, min(WARM_UP_TOKENS, self.limit))
 
     def decode(self, job: Job) -> list[Record]:
         """Decode the job's prompts; one record each."""
         decoder, end_ids = self.decoders[job.label], self.team.end_ids
         raw = decoder.decode(job.prompts, self.limit, end_ids)
-        verifier = decoder.method.verifier
-        facts = self.team.facts | {"clock": decoder.clock.name, "options": self.team.lineup[job.label].options,
-                                   "lossless": verifier if verifier in LOSSLESS else "lossy"}
+        facts = self.team.facts | {"clock": decoder.clock.name, "options": self.team.entries[job.label].options,
+                                   "lossless": lossless(decoder)}
         return [record(job, raw, row, facts, end_ids) for row in range(len(job.prompts))]
 
 
-class Team:
-    """The methods of a run with their trained parts, whatever the batch size."""
-
-    def __init__(self, settings: RunSettings, target: Target, context: int):
-        self.settings, self.target, self.context = settings, target, context
-        self.lineup = lineup(settings)
-        self.end_ids: frozenset[int] = frozenset() if settings.ignore_eos else target.end_ids
-        self.facts = described(settings)
-        self.drafters = {label: entry.method.load(entry.settings, target) for label, entry in self.lineup.items()}
-        probe = Sequences(target.model, 1, 1, PROBE_ROWS)  # a method knows its rows once it is built
-        self.widest = max(max(self.build(label, probe).rows) for label in self.lineup)
-
-    def build(self, label: str, sequences: Sequences) -> Any:
-        """A method on its sequences."""
-        entry = self.lineup[label]
-        return entry.method(sequences, self.settings.law(), entry.settings, self.drafters[label])
-
-    def warm_up(self) -> Prompt:
-        """A short prompt."""
-        ids = self.target.tokenizer.encode(WARM_UP)[: self.context - self.settings.max_new_tokens]
-        return Prompt(ids, NoiseKey(self.settings.seed, WARM_UP))
-
-
-def lineup(settings: RunSettings) -> dict[str, Entry]:
-    """By label: the baseline, its twin, and the methods that were asked for."""
-    baseline = parse_one(BASELINE)
-    asked = {entry.label: entry for entry in parse(",".join(settings.methods))}
-    return {BASELINE: baseline, TWIN: baseline} | asked
+def lossless(decoder: Decoder | Reference) -> str:
+    """What a decoder keeps of the baseline's text: "match", "reject", "lossy", or "reference" for nothing at all."""
+    if isinstance(decoder, Reference):
+        return "reference"
+    return decoder.method.verifier if decoder.method.verifier in LOSSLESS else "lossy"
 
 
 def described(settings: RunSettings) -> dict[str, Any]:

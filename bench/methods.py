@@ -4,7 +4,7 @@ The only file of `bench` that imports the other rooms. A new method needs one li
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -12,14 +12,16 @@ from typing import Any, get_type_hints
 from baselines.autoregressive import Autoregressive
 from baselines.draft_model import DraftModel
 from baselines.prompt_lookup import PromptLookup
+from baselines.references import CACHES, Reference
 from bench.errors import BenchError
-from bench.loop import Method
+from bench.loop import Method, NoSettings
 
 METHODS: dict[str, type[Method]] = {
     "autoregressive": Autoregressive,
     "prompt_lookup": PromptLookup,
     "draft_model": DraftModel,
 }
+REFERENCES: dict[str, type[Reference]] = dict.fromkeys(CACHES, Reference)  # decode outside the loop, in a section apart
 TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -42,11 +44,6 @@ class Entry:
         default = options(self.name)
         return ":".join([self.name, *(f"{k}={shown(v)}" for k, v in self.options.items() if v != default[k])])
 
-    @property
-    def method(self) -> type[Method]:
-        """Its class."""
-        return METHODS[self.name]
-
 
 def parse(text: str) -> list[Entry]:
     """`a,b:key=value:key=value`: methods with commas between, options with colons.
@@ -55,7 +52,12 @@ def parse(text: str) -> list[Entry]:
     A piece without "=" belongs to the value before it: `draft_model:draft=hf:org/name`. BenchError in one line for an
     unknown method or option, a value of the wrong type, and a method that is named twice.
     """
-    entries = [parse_one(part) for part in split(text, ",")]
+    return parse_each(split(text, ","))
+
+
+def parse_each(texts: Iterable[str]) -> list[Entry]:
+    """The same, already split."""
+    entries = [parse_one(text) for text in texts]
     labels = [entry.label for entry in entries]
     if twice := {label for label in labels if labels.count(label) > 1}:
         raise BenchError(f"method {min(twice)} is named twice: name it once (--repeats measures it again)")
@@ -65,18 +67,23 @@ def parse(text: str) -> list[Entry]:
 def parse_one(text: str) -> Entry:
     """One method with its options."""
     name, *pieces = split(text, ":")
-    if name not in METHODS:
-        raise BenchError(f"unknown method {name!r}; there are {', '.join(METHODS)}")
-    valid, types, given = options(name), get_type_hints(METHODS[name].Settings), pairs(name, pieces)
+    if name not in METHODS and name not in REFERENCES:
+        raise BenchError(f"unknown method {name!r}; there are {', '.join([*METHODS, *REFERENCES])}")
+    valid, types, given = options(name), get_type_hints(settings_type(name)), pairs(name, pieces)
     for key in given:
         if key not in valid:
             raise BenchError(f"{name} has no option {key!r}; {listing(valid)}")
-    return Entry(name, METHODS[name].Settings(**{key: convert(name, key, given[key], types[key]) for key in given}))
+    return Entry(name, settings_type(name)(**{key: convert(name, key, given[key], types[key]) for key in given}))
+
+
+def settings_type(name: str) -> type:
+    """The dataclass of a method's options."""
+    return METHODS[name].Settings if name in METHODS else NoSettings
 
 
 def options(name: str) -> dict[str, Any]:
     """A method's options with their defaults."""
-    return {f.name: f.default for f in fields(METHODS[name].Settings)}
+    return {f.name: f.default for f in fields(settings_type(name))}
 
 
 def pairs(name: str, pieces: list[str]) -> dict[str, str]:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from bench.errors import BenchError
-from bench.methods import parse, public, split
+from bench.methods import REFERENCES, Entry, parse_each, parse_one, public, split
+from bench.record import BASELINE, TWIN
 from bench.sampling import Law
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -25,7 +26,7 @@ class RunSettings:
 
     suite: str = "standard"
     target: str = flag("smollm2-135m", "model by name or path (see `python -m bench list`)")
-    methods: tuple[str, ...] = flag(("prompt_lookup",), "a,b:key=value:key=value,c (see `list`)")
+    methods: tuple[str, ...] = flag(("prompt_lookup", "hf_eager", "hf_static"), "a,b:key=value,c (see `list`)")
     prompts: str = flag("bundled", "questions as JSONL in Spec-Bench's schema, or `bundled`")
     limit: int | None = flag(None, "at most this many questions, balanced over the tasks")
     max_new_tokens: int = flag(48, "longest answer, in tokens")
@@ -47,11 +48,22 @@ class RunSettings:
         if self.dtype not in DTYPES and self.dtype != "auto":
             raise BenchError(f"unknown dtype {self.dtype!r}: use one of {', '.join(['auto', *SHORT])}")
         self.law()
-        parse(",".join(self.methods))
+        for label in self.lineup():
+            if self.batch > 1 and label in REFERENCES:
+                raise BenchError(f"{label} decodes one sequence at a time: leave it out of --methods, or use --batch 1")
 
     def law(self) -> Law:
         """Temperature, top-k and top-p."""
         return Law(self.temperature, self.top_k, self.top_p)
+
+    def lineup(self) -> dict[str, Entry]:
+        """By label: the baseline, its twin, and the methods that were asked for."""
+        asked = {entry.label: entry for entry in parse_each(self.methods)}
+        return dict.fromkeys((BASELINE, TWIN), parse_one(BASELINE)) | asked
+
+    def can_run(self, method: str) -> bool:
+        """Whether a preset's method is of use here: references take one sequence, one of them only on a GPU."""
+        return method not in REFERENCES or (self.batch == 1 and (method != "hf_static" or self.device != "cpu"))
 
     def resolved(self) -> "RunSettings":
         """The same with a real device and dtype. BenchError for a device that is not there."""
@@ -60,7 +72,7 @@ class RunSettings:
 
     def published(self) -> dict[str, Any]:
         """The settings as records and provenance show them: plain values, absolute paths cut to their last part."""
-        methods = [entry.label for entry in parse(",".join(self.methods))]
+        methods = [entry.label for entry in parse_each(self.methods)]
         return asdict(self) | {"methods": methods, "target": public(self.target), "prompts": public(self.prompts)}
 
     @classmethod
@@ -111,7 +123,9 @@ def given(args: argparse.Namespace) -> dict[str, Any]:
 
 def chosen(named: dict[str, Any]) -> RunSettings:
     """The preset with the given settings in place of its own, ready to run."""
-    return replace(SUITES[named.get("suite", "standard")], **named).resolved()
+    preset = SUITES[named.get("suite", "standard")]
+    asked = replace(preset, **{"methods": (), **named}).resolved()
+    return asked if "methods" in named else replace(asked, methods=tuple(filter(asked.can_run, preset.methods)))
 
 
 def continued(saved: RunSettings, named: dict[str, Any]) -> RunSettings:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from baselines.autoregressive import Autoregressive
-from bench import measure, methods, prompts, report, run, zoo
+from bench import measure, methods, passes, prompts, report, run, zoo
 from bench.__main__ import main
 from bench.plan import Prompter
 from bench.record import BASELINE, FILE, TWIN, read
@@ -88,9 +88,10 @@ def test_the_order_is_interleaved_and_shuffled(whole):
     assert [records[0].repeat for records in turns] == sorted(records[0].repeat for records in turns)
 
 
-def test_the_baseline_decodes_what_a_plain_loop_does(here):
+def test_the_baseline_decodes_what_a_plain_loop_does(monkeypatch):
     """Greedy, without end ids; later turns behind what the run itself answered before."""
-    assert main(argv("greedy", "--temperature", "0", "--ignore-eos", "--methods", "autoregressive")) == 0
+    monkeypatch.setattr(passes, "REFERENCE_QUESTIONS", 1)
+    assert main(argv("greedy", "--temperature", "0", "--ignore-eos", "--methods", "hf_eager")) == 0
     target, found = zoo.load("tiny", "cpu", torch.float64), texts("greedy")
     answers = {key[1:3]: tokens for key, tokens in found.items() if (key[0], key[3]) == (BASELINE, 0)}
     prompter = Prompter(target.tokenizer, LIMIT)
@@ -101,6 +102,11 @@ def test_the_baseline_decodes_what_a_plain_loop_does(here):
                 ids.append(int(target.model.logits(torch.tensor([ids]))[0, -1].argmax()))
             for label in (BASELINE, TWIN):
                 assert found[label, question.question_id, turn, 1] == ids[-LIMIT:]
+    outside = [record for record in read("greedy") if record.method == "hf_eager"]
+    assert [(r.question_id, r.turn) for r in outside] == [(1, 0), (1, 1), (1, 2), (2, 0), (3, 0)]  # one of each task
+    for record in outside:
+        assert record.tokens == found[BASELINE, record.question_id, record.turn, 0]
+        assert (record.settings["lossless"], record.repeat) == ("reference", 0)
 
 
 def test_later_turns_continue_the_baseline(whole):

@@ -41,7 +41,16 @@ def test_the_main_job_is_large_enough():
     assert standard.max_new_tokens >= 48
 
 
+def test_presets_leave_out_what_cannot_run_here(monkeypatch):
+    assert chosen(named("--device", "cpu")).methods == ("prompt_lookup", "hf_eager")
+    assert chosen(named("--device", "cpu", "--batch", "2")).methods == ("prompt_lookup",)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert chosen(named("--device", "cuda")).methods == ("prompt_lookup", "hf_eager", "hf_static")
+    assert chosen(named("--device", "cpu", "--methods", "hf_static")).methods == ("hf_static",)  # asked for: fails
+
+
 @pytest.mark.parametrize("flags, message", [
+    (["--methods", "hf_eager", "--batch", "2"], "hf_eager decodes one sequence at a time"),
     (["--limit", "0"], "--limit must be at least 1, got 0"),
     (["--max-new-tokens", "-5"], "--max-new-tokens must be at least 1"),
     (["--batch", "0"], "--batch must be at least 1"),
