@@ -18,7 +18,7 @@ from bench.forward import forward_for, prefill
 from bench.model import Transformer, causal, hugging_face_names, shallow
 from bench.tree import Tree
 
-MANY = settings(max_examples=25, deadline=None, derandomize=True)
+MANY = settings(max_examples=10, deadline=None, derandomize=True)
 RICH = replace(tiny.CONFIG, qkv_bias=True, qk_norm=True, head_dim=6, kv_heads=1)
 MODELS = [tiny.transformer(seed=4), tiny.transformer(seed=5, config=RICH)]
 TAPS = (0, 2)  # the first layer, and the final norm (the model has two layers)
@@ -74,22 +74,22 @@ class World:
             text += [tokens[row] for row in own[1:]] + self.draw(1).tolist()
 
 
-def whole(model, tokens):
-    """Taps of a whole forward without a cache, at the last position."""
-    ids = torch.tensor([tokens])
-    return [tap[0, -1] for tap in model(model.embed(ids), torch.arange(len(tokens))[None], causal, taps=TAPS).taps]
+def whole(model, tokens, start=0):
+    """Taps of a whole forward without a cache, at the last position; `start`: position of the first token."""
+    ids, positions = torch.tensor([tokens]), torch.arange(start, start + len(tokens))
+    return [tap[0, -1] for tap in model(model.embed(ids), positions[None], causal, taps=TAPS).taps]
 
 
 def assert_tree_is_whole(world, tree, result):
-    """Every row that hangs from the root says what a whole forward over its path says."""
+    """Every row says what a whole forward over its path says; padding sees nothing of the text."""
     for b, parents in enumerate(tree.parents.tolist()):
         for row in range(tree.tokens.shape[1]):
-            rows = tiny.path(parents, row)
-            if rows[0] == 0:
-                text = world.texts[b][:-1] + tree.tokens[b, rows].tolist()
-                for ours, theirs in zip(result.taps, whole(world.model, text), strict=True):
-                    torch.testing.assert_close(ours[b, row], theirs, atol=1e-10, rtol=0)
-                torch.testing.assert_close(result.logits[b, row], world.model.score(result.taps[-1][b, row]))
+            rows, text = tiny.path(parents, row), world.texts[b][:-1]
+            before, start = (text, 0) if rows[0] == 0 else ([], len(text))
+            expected = whole(world.model, before + tree.tokens[b, rows].tolist(), start)
+            for ours, theirs in zip(result.taps, expected, strict=True):
+                torch.testing.assert_close(ours[b, row], theirs, atol=1e-10, rtol=0)
+            torch.testing.assert_close(result.logits[b, row], world.model.score(expected[-1]))
 
 
 @st.composite
@@ -154,6 +154,19 @@ def slot_logits(world, tree, at, adapter):
     positions[tokens.shape[1] :] -= tree.slot_shift
     x = torch.cat([world.model.embed(tokens), noise], 1)
     return world.model.score(world.model(x, positions[None], causal, adapter, noise.shape[1]).last[0, -1])
+
+
+def test_the_adapter_is_what_merged_weights_would_be():
+    """With every row a slot, the forward is that of a model whose four matrices have the adapter added."""
+    model, merged, adapter = MODELS[0], tiny.transformer(seed=4), LowRank()
+    x, positions = torch.randn(1, 5, 16, dtype=torch.float64), torch.arange(5)[None]
+    ours = model(x, positions, causal, adapter, slots=5).last
+    for layer, block in enumerate(merged.blocks):
+        for name in ("qkv", "out", "gate_up", "down"):
+            weight = block.get_parameter(name)
+            weight.data += adapter.delta(layer, name, torch.eye(weight.shape[1], dtype=torch.float64)).T
+    torch.testing.assert_close(ours, merged(x, positions, causal).last, atol=1e-10, rtol=0)
+    assert (ours - model(x, positions, causal).last).abs().max() > 0.1
 
 
 def weights_of(config, seed=0):
