@@ -46,7 +46,7 @@ class DraftModel(Method):
         self.parents = {rows: chain_parents(rows, s.batch, s.device) for rows in (1, 2, k + 1)}
 
     @classmethod
-    def load(cls, settings: Settings, target: Any) -> Any:
+    def load(cls, settings: Any, target: Any) -> Any:
         """The draft model by its zoo name. Raises BenchError when its vocabulary is another."""
         from bench import zoo
 

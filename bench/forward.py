@@ -31,6 +31,7 @@ class PlainForward:
     def __init__(self, model: Transformer, cache: Cache):
         self.model, self.cache = model, cache
 
+    @torch.compiler.disable
     def __call__(self, tree: Tree, root: Tensor, adapter: Adapter | None = None, taps: tuple[int, ...] = ()) -> Result:
         """`root` [B] int64: position of the root, equal to the number of rows already in the cache."""
         structure, n = tree.resolve(), tree.tokens.shape[1]

@@ -10,11 +10,12 @@ Phase = Callable[[], None]
 def capture(phases: list[Phase], device: torch.device, warmups: int = 3) -> list[Phase]:
     """One replayable program per phase, sharing one memory pool.
 
-    The phases are run `warmups` times first, in order, so that kernels are compiled and libraries have made their
-    choices; whatever state they change is the caller's to reset.
+    The phases are compiled (forward passes bring their own kernels and are left alone) and run `warmups` times, in
+    order, so that nothing is compiled later; whatever state they change is the caller's to reset.
     """
     if device.type != "cuda":
         return phases
+    phases = [compiled(phase) for phase in phases]
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
@@ -25,6 +26,14 @@ def capture(phases: list[Phase], device: torch.device, warmups: int = 3) -> list
     torch.cuda.synchronize(device)
     pool = torch.cuda.graph_pool_handle()
     return [record(phase, pool) for phase in phases]
+
+
+def compiled(phase: Phase) -> Phase:
+    """Small operations become few kernels. Every configuration is a program of its own, so the limit is lifted."""
+    if phase is nothing:
+        return phase
+    torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 10_000
+    return torch.compile(phase, dynamic=False)
 
 
 def nothing() -> None:

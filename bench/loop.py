@@ -127,7 +127,8 @@ class Decoder:
         self.done = DoneFlag(sequences.done)
         forward, kinds = forward_for(sequences.target, sequences.cache), range(len(method.rows))
         method.start()
-        self.kinds = [capture(Step(method, forward, kind).phases(), sequences.device) for kind in kinds]
+        self.steps = [Step(method, forward, kind) for kind in kinds]  # they own the memory that captured phases use
+        self.kinds = [capture(step.phases(), sequences.device) for step in self.steps]
 
     @torch.inference_mode()
     def decode(self, prompts: list[Prompt], max_new_tokens: int, end_ids: frozenset[int] = frozenset()) -> Raw:

@@ -1,7 +1,7 @@
 """A decoder-only transformer: Llama, Vicuna, SmolLM2, Mistral, Qwen2 and Qwen3 by their shapes."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -62,7 +62,7 @@ class Transformer(nn.Module):
         self.rope = torch.empty(0)
 
     @staticmethod
-    def from_weights(config: Config, weights: dict[str, Tensor], device="cpu", dtype=torch.float32) -> "Transformer":
+    def from_weights(config: Config, weights: Mapping[str, Tensor], device="cpu", dtype=torch.float32) -> "Transformer":
         """Load weights under their Hugging Face names, strictly.
 
         Raises BenchError on a missing, extra or misshapen one.

@@ -99,3 +99,13 @@ def pick(noise: Tensor, choices: Choices) -> Tensor:
     bar = noise[..., None] * cumulative[..., -1:]
     index = ((cumulative << NOISE_BITS) <= bar).sum(-1, keepdim=True)
     return choices.ids.gather(-1, index).squeeze(-1)
+
+
+def draw(noise: Tensor, logits: Tensor, law: Law) -> Tensor:
+    """The token of `noise` [..] under the law of `logits` [.., vocab] -> [..] int64; fused where kernels serve it."""
+    if logits.is_cuda:
+        from bench import law_kernels  # Triton exists on CUDA machines only
+
+        if law_kernels.serves(law, logits):
+            return law_kernels.draw(noise, logits, law)
+    return pick(noise, law(logits))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from bench.noise import Noise
-from bench.sampling import MASS_BITS, NOISE_BITS, Choices, Law, pick
+from bench.sampling import MASS_BITS, NOISE_BITS, Choices, Law, draw, pick
 from bench.tree import Structure, Tree
 
 
@@ -51,7 +51,7 @@ def match(trial: Trial) -> Outcome:
     tree, n = trial.tree, trial.tree.tokens.shape[1]
     structure = tree.resolve()
     positions = trial.root[:, None] + structure.depths[:, :n]
-    picks = pick(trial.noise.at("target", positions + 1), trial.law(trial.logits))
+    picks = draw(trial.noise.at("target", positions + 1), trial.logits, trial.law)
     right = tree.tokens == picks.gather(1, tree.parents[:, :n])
     right = torch.cat([torch.ones_like(right[:, :1]), right[:, 1:]], 1)  # the root is not a guess
     last = deepest(structure, right)

@@ -1,0 +1,207 @@
+"""The forward over a step's tree through the Triton kernels: five launches a layer, for bf16 and fp16 on CUDA."""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from bench.cache import Cache
+from bench.errors import BenchError
+from bench.forward import Result
+from bench.kernels import attention_kernel, embed_kernel, linear_kernel
+from bench.model import Adapter, Block, Transformer
+from bench.tree import Tree
+
+MAX_GROUPS = 1 << 16  # attention groups of one launch
+
+
+SMALL = 1 << 23  # weights below this size are bound by latency, larger ones by bandwidth
+ATTENDED = 1 << 14  # elements of the keys of one attention program
+QUERIES = 16  # per attention program: always the same, so that sums do not depend on the number of rows
+
+
+@dataclass
+class Stream:
+    """The residual stream between two blocks, with what the next norm needs."""
+
+    x: Tensor  # [rows, hidden]
+    scaled: Tensor  # x times the gain of the norm that comes next
+    squares: Tensor  # [rows, parts] float64: sums of squares of parts of x
+
+
+class FusedForward:
+    """Same call as `PlainForward`. Inside, rows lie flat: all token rows of the batch, then all slot rows."""
+
+    def __init__(self, model: Transformer, cache: Cache):
+        self.model, self.cache = model, cache
+        self.gains = [gain for b in model.blocks for gain in (b.attention_norm, b.ffn_norm)] + [model.norm]
+        # programs that have finished their part, per group; every launch leaves it at zero
+        self.arrived = torch.zeros(MAX_GROUPS, dtype=torch.int32, device=cache.keys.device)
+
+    @torch.compiler.disable
+    def __call__(self, tree: Tree, root: Tensor, adapter: Adapter | None = None, taps: tuple[int, ...] = ()) -> Result:
+        """See `PlainForward`; an adapter must offer `merged(layer)`, the block that slot rows go through."""
+        c, batch, n = self.model.config, *tree.tokens.shape
+        tokens = batch * n
+        stream = self.embed(tree)
+        attend, tapped = Attention(self.model, self.cache, tree, root, self.arrived), []
+        products = self.products(tokens, adapter)
+        for layer in range(c.layers):
+            qkv, out, gate_up, down = products[4 * layer : 4 * layer + 4]
+            ffn_gain, next_gain = self.gains[2 * layer + 1 : 2 * layer + 3]
+            attended = attend(layer, qkv.normed(stream, c.norm_eps))
+            stream = out.added(attended, stream, ffn_gain)
+            stream = down.added(gate_up.normed(stream, c.norm_eps), stream, next_gain)
+            if layer in taps:
+                tapped.append(stream.x[:tokens].unflatten(0, (batch, n)))
+        if c.layers in taps:
+            tapped.append(self.model.rms(stream.x[:tokens], self.model.norm).unflatten(0, (batch, n)))
+        logits = Product(len(stream.x), self.model.head, self.model.head).normed(stream, c.norm_eps, torch.float32)
+        slot_logits = None if tree.slots is None else logits[tokens:].unflatten(0, (batch, -1))
+        return Result(logits[:tokens].unflatten(0, (batch, n)), slot_logits, tuple(tapped))
+
+    def products(self, tokens: int, adapter: Adapter | None) -> list["Product"]:
+        """qkv, out, gate_up and down of all layers, in order; each knows the next but one."""
+        products = []
+        for layer, block in enumerate(self.model.blocks):
+            assert isinstance(block, Block)
+            slot: Any = block if adapter is None else adapter.merged(layer)  # type: ignore[attr-defined]
+            products += [Product(tokens, block.qkv, slot.qkv, block.qkv_bias), Product(tokens, block.out, slot.out),
+                         Product(tokens, block.gate_up, slot.gate_up, swiglu=True),
+                         Product(tokens, block.down, slot.down)]
+        for product, ahead in zip(products, products[2:], strict=False):
+            product.ahead = ahead
+        return products
+
+    def embed(self, tree: Tree) -> Stream:
+        """Token and slot rows -> the stream before the first layer."""
+        width, tokens = self.model.config.hidden, tree.tokens.numel()
+        rows = tokens + (0 if tree.slots is None else tree.slots.shape[0] * tree.slots.shape[1])
+        stream = empty_stream(rows, width, 1, self.model.embedding)
+        slots = None if tree.slots is None else tree.slots.to(stream.x.dtype).contiguous()
+        embed_kernel[(rows,)](tree.tokens.contiguous(), slots, self.model.embedding, self.gains[0], stream.x,
+                              stream.scaled, stream.squares, tokens, K=width, BLOCK=triton.next_power_of_2(width),
+                              SLOTS=slots is not None)
+        return stream
+
+
+def empty_stream(rows: int, width: int, parts: int, like: Tensor) -> Stream:
+    """Room for a stream."""
+    x, scaled = like.new_empty(2, rows, width)
+    return Stream(x, scaled, torch.empty(rows, parts, dtype=torch.float64, device=like.device))
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Sizes of one program of `linear_kernel`."""
+
+    rows: int
+    columns: int
+    inner: int
+    warps: int
+    stages: int
+
+
+def tile_for(rows: int, weight: Tensor, columns: int) -> Tile:
+    """The best of about 15 tilings each, measured on an H200 at the shapes of SmolLM2-135M and Llama-7B."""
+    few, deep = rows <= 16, weight.shape[1] > 1024
+    height = 16 if few else 64
+    if weight.numel() < SMALL:
+        return Tile(height, 16 if columns <= 1024 else 32, 256 if deep and few else 128 if deep or few else 64, 4, 4)
+    if not deep:
+        return Tile(height, 64 if few else 128, 128 if few else 64, 4 if few else 8, 4)
+    if columns <= 8192 or (few and columns == len(weight)):
+        return Tile(height, 32, 256, 4, 4)
+    return Tile(height, 128, 64, 4 if few else 8, 4)
+
+
+@dataclass
+class Product:
+    """x @ weight^T, with another weight for slot rows."""
+
+    tokens: int  # token rows; the others are slot rows
+    weight: Tensor  # [out, in]; with swiglu [2 out, in], gate above up
+    slot_weight: Tensor
+    bias: Tensor | None = None
+    swiglu: bool = False
+    ahead: "Product | None" = None  # whose weights are fetched meanwhile
+
+    def normed(self, stream: Stream, eps: float, dtype: torch.dtype | None = None) -> Tensor:
+        """Of the normed stream: [rows, hidden] -> [rows, out]."""
+        out = stream.x.new_empty(len(stream.x), len(self.weight) // (2 if self.swiglu else 1), dtype=dtype)
+        self.launch(stream.scaled, out, stream.squares, eps)
+        return out
+
+    def added(self, x: Tensor, stream: Stream, gain: Tensor) -> Stream:
+        """Of x [rows, in], added to the stream; `gain` is that of the next norm."""
+        rows, columns = stream.x.shape
+        parts = triton.cdiv(columns, tile_for(rows, self.weight, columns).columns)
+        following = empty_stream(rows, columns, parts, stream.x)
+        self.launch(x, following.x, None, 0.0, (stream.x, gain, following.scaled, following.squares))
+        return following
+
+    def launch(self, x: Tensor, out: Tensor, squares: Tensor | None, eps: float, added: tuple = (None,) * 4) -> None:
+        """`added`: residual, gain, and where the scaled sum and its squares go."""
+        residual, gain, scaled, out_squares = added
+        rows, columns = out.shape
+        inner, parts = x.shape[1], 0 if squares is None else squares.shape[1]
+        tile = tile_for(rows, self.weight, columns)
+        tiles = triton.cdiv(self.tokens, tile.rows) + triton.cdiv(rows - self.tokens, tile.rows)
+        ahead = self.ahead if self.ahead is not None and self.ahead.weight.numel() < SMALL else None
+        linear_kernel[(triton.cdiv(columns, tile.columns), tiles)](
+            x, squares, self.weight, self.slot_weight, ahead and ahead.weight, ahead and ahead.slot_weight,
+            self.bias, residual, gain, out, scaled, out_squares, self.tokens, rows, eps, N=columns, K=inner,
+            PARTS=parts, PART_BLOCK=triton.next_power_of_2(max(parts, 1)), AHEAD=ahead.weight.numel() if ahead else 0,
+            BM=tile.rows, BN=tile.columns, BK=tile.inner, BIAS=self.bias is not None, RESIDUAL=residual is not None,
+            SWIGLU=self.swiglu, PDL=overlaps(x.device), num_warps=tile.warps, num_stages=tile.stages,
+            **launch_options(x.device))
+
+
+@cache
+def overlaps(device: torch.device) -> bool:
+    """Whether kernels can be launched before their predecessor has ended (Hopper and later)."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def launch_options(device: torch.device) -> dict[str, bool]:
+    """What Triton has to be told at a launch."""
+    return {"launch_pdl": True} if overlaps(device) else {}
+
+
+class Attention:
+    """Tree attention of one step, layer after layer."""
+
+    def __init__(self, model: Transformer, cache: Cache, tree: Tree, root: Tensor, arrived: Tensor):
+        c, structure = model.config, tree.resolve()
+        self.model, self.cache, self.root = model, cache, root
+        self.batch, self.n = tree.tokens.shape
+        self.rows = structure.depths.shape[1]
+        self.positions = structure.positions(tree, root)
+        self.ancestors = structure.ancestors.contiguous().view(torch.uint8)
+        self.tiles = triton.cdiv(self.rows * (c.heads // c.kv_heads), QUERIES)
+        self.full = triton.next_power_of_2(c.head_dim)
+        self.split = ATTENDED // self.full  # keys per program
+        self.splits = triton.cdiv(cache.capacity, self.split)
+        groups = self.batch * c.kv_heads * self.tiles
+        if groups > len(arrived):
+            raise BenchError(f"batch of {self.batch} with {self.rows} rows is too large for one forward; lower --batch")
+        parts = groups * self.splits * QUERIES
+        self.partial = torch.empty(parts, self.full, device=root.device)
+        self.stats = torch.empty(parts, 2, device=root.device)  # running maximum and sum of each part
+        self.arrived = arrived
+
+    def __call__(self, layer: int, qkv: Tensor) -> Tensor:
+        """qkv [rows, (heads + 2 kv_heads) head_dim] -> attended [rows, heads head_dim]; writes the cache."""
+        c, block = self.model.config, self.model.blocks[layer]
+        out = qkv.new_empty(len(qkv), c.heads * c.head_dim)
+        attention_kernel[(self.splits, self.tiles, self.batch * c.kv_heads)](
+            qkv, self.cache.keys[layer], self.cache.values[layer], self.model.rope, self.positions, self.ancestors,
+            self.root, block.q_norm, block.k_norm, out, self.partial, self.stats, self.arrived,
+            self.batch, self.n, self.rows - self.n, self.cache.capacity, c.norm_eps, c.head_dim**-0.5,
+            HEADS=c.heads, KV_HEADS=c.kv_heads, D=c.head_dim, HALF=max(16, triton.next_power_of_2(c.head_dim // 2)),
+            FULL=self.full, BQ=QUERIES, SPLIT=self.split, SPLITS=self.splits, QK_NORM=c.qk_norm,
+            PDL=overlaps(qkv.device), num_warps=8, num_stages=2, **launch_options(qkv.device))
+        return out

@@ -1,0 +1,225 @@
+"""Triton kernels of the decoding forward: few rows, many weights, five launches a layer.
+
+Every output element is summed in an order that does not depend on how many rows are computed with it: products run
+over their inputs in one order with one accumulator, keys are grouped by absolute position, and sums of squares are
+taken in float64, where squares of bf16 numbers add up without rounding. A row therefore gets the same bits in a
+step of 1 row and in a step of 64, and chain drafts keep the baseline's text even in bf16.
+
+PDL (programmatic dependent launch): a kernel starts while the one before it still runs, asks for the weights of the
+next product but one, so that they wait in the L2 cache when their turn comes, and only then waits for its input.
+"""
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+
+@triton.jit
+def prefetch(pointers):
+    """Ask for the cache lines at these addresses; nothing waits for them."""
+    tl.inline_asm_elementwise("prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [pointers], tl.int32, False, 1)
+
+
+@triton.jit
+def embed_kernel(tokens, slots, embedding, gain, out, scaled, squares, token_rows,
+                 K: tl.constexpr, BLOCK: tl.constexpr, SLOTS: tl.constexpr):
+    """Row i of `out` is the embedding of token i, or slot i - token_rows; also what the first norm needs."""
+    row = tl.program_id(0).to(tl.int64)
+    k = tl.arange(0, BLOCK)
+    at = embedding + tl.load(tokens + row, row < token_rows, 0) * K
+    if SLOTS:
+        at = at if row < token_rows else slots + (row - token_rows) * K
+    x = tl.load(at + k, k < K, 0.0)
+    tl.store(out + row * K + k, x, k < K)
+    wide = x.to(tl.float32)
+    tl.store(scaled + row * K + k, (wide * tl.load(gain + k, k < K, 0.0).to(tl.float32)).to(x.dtype), k < K)
+    tl.store(squares + row, tl.sum((wide * wide).to(tl.float64), 0))
+
+
+@triton.jit
+def linear_kernel(x, squares, weight, slot_weight, ahead, slot_ahead, bias, residual, gain, out, scaled, out_squares,
+                  token_rows, rows, eps, N: tl.constexpr, K: tl.constexpr, PARTS: tl.constexpr,
+                  PART_BLOCK: tl.constexpr, AHEAD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+                  BIAS: tl.constexpr, RESIDUAL: tl.constexpr, SWIGLU: tl.constexpr, PDL: tl.constexpr):
+    """out [rows, N] = act(x [rows, K] @ weight [N or 2N, K]^T / rms + bias) + residual.
+
+    Rows from `token_rows` on are multiplied with `slot_weight`. PARTS > 0: x is already multiplied with the gain of
+    its RMS norm, and `squares` [rows, PARTS] holds the sums of squares of its parts. RESIDUAL: also emits the sum
+    multiplied with the `gain` of the norm that comes next, and its squares, one part per program.
+    SWIGLU: the weight holds gate above up.
+    """
+    tile, token_tiles = tl.program_id(1), tl.cdiv(token_rows, BM)
+    is_slot = tile >= token_tiles
+    start = tl.where(is_slot, token_rows + (tile - token_tiles) * BM, tile * BM)
+    end = tl.where(is_slot, rows, token_rows)
+    w = slot_weight if is_slot else weight
+    m = start + tl.arange(0, BM)
+    n = tl.program_id(0) * BN + tl.arange(0, BN)
+    in_m, in_n = (m < end)[:, None], (n < N)[:, None]
+    place, inside = m[:, None] * N + n[None, :], in_m & (n < N)[None, :]
+    if PDL:
+        gdc_launch_dependents()
+        if AHEAD > 0:
+            share = tl.cdiv(AHEAD, tl.num_programs(0))  # of its elements, for each program of the first tile
+            line = tl.program_id(0) * share + tl.minimum(tl.arange(0, 1024) * 64, share)
+            if (tile == 0) | (tile == token_tiles):
+                prefetch((slot_ahead if is_slot else ahead) + tl.minimum(line, AHEAD - 1))
+        gdc_wait()
+    acc, up = tl.zeros([BM, BN], tl.float32), tl.zeros([BM, BN], tl.float32)
+    x_at, w_at = x + m[:, None] * K, w + n[:, None] * K
+    for first in range(0, K, BK):
+        k = (first + tl.arange(0, BK))[None, :]
+        rows_x = tl.load(x_at + k, in_m & (k < K), 0.0)
+        acc = tl.dot(rows_x, tl.load(w_at + k, in_n & (k < K), 0.0).T, acc)
+        if SWIGLU:
+            up = tl.dot(rows_x, tl.load(w_at + N * K + k, in_n & (k < K), 0.0).T, up)
+    if PARTS > 0:
+        part = tl.arange(0, PART_BLOCK)
+        in_part = in_m & (part < PARTS)[None, :]
+        total = tl.sum(tl.load(squares + m[:, None] * PARTS + part[None, :], in_part, 0.0), 1).to(tl.float32)
+        scale = tl.rsqrt(total / K + eps)[:, None]
+        acc, up = acc * scale, up * scale
+    if BIAS:
+        acc += tl.load(bias + n, n < N, 0.0).to(tl.float32)[None, :]
+    if SWIGLU:
+        acc = acc * tl.sigmoid(acc) * up
+    if RESIDUAL:
+        acc = (acc + tl.load(residual + place, inside, 0.0).to(tl.float32)).to(out.dtype.element_ty).to(tl.float32)
+        ahead = acc * tl.load(gain + n, n < N, 0.0).to(tl.float32)[None, :]
+        tl.store(scaled + place, ahead.to(scaled.dtype.element_ty), inside)
+        parts = tl.num_programs(0)
+        tl.store(out_squares + m * parts + tl.program_id(0), tl.sum((acc * acc).to(tl.float64), 1), m < end)
+    tl.store(out + place, acc.to(out.dtype.element_ty), inside)
+
+
+@triton.jit
+def rotated(base, at, half, inside, cos, sin, norm, eps, D: tl.constexpr, QK_NORM: tl.constexpr):
+    """Load rows of one head as two halves [rows, HALF], normed if asked, and rotate them."""
+    a = tl.load(base + at + half[None, :], inside, 0.0).to(tl.float32)
+    b = tl.load(base + at + half[None, :] + D // 2, inside, 0.0).to(tl.float32)
+    if QK_NORM:
+        scale = tl.rsqrt((tl.sum(a * a, 1) + tl.sum(b * b, 1)) / D + eps)[:, None]
+        narrow = base.dtype.element_ty
+        a = (a * scale * tl.load(norm + half, half < D // 2, 0.0).to(tl.float32)[None, :]).to(narrow).to(tl.float32)
+        b = (b * scale * tl.load(norm + half + D // 2, half < D // 2, 0.0).to(tl.float32)[None, :]).to(narrow)
+        b = b.to(tl.float32)
+    return (a * cos - b * sin).to(base.dtype.element_ty), (b * cos + a * sin).to(base.dtype.element_ty)
+
+
+@triton.jit
+def row_index(i, sequence, batch, n, m):
+    """Where row i of a sequence lies: all token rows come first, then all slot rows."""
+    return tl.where(i < n, sequence * n + i, batch * n + sequence * m + i - n)
+
+
+@triton.jit
+def angles(rope, position, half, inside, D: tl.constexpr):
+    """Cosines and sines of some positions, [rows, HALF] each."""
+    at = rope + position[:, None] * D + half[None, :]
+    return tl.load(at, inside, 0.0), tl.load(at + D // 2, inside, 0.0)
+
+
+@triton.jit
+def attention_kernel(qkv, keys, values, rope, positions, ancestors, roots, q_norm, k_norm, out,
+                     partial, stats, arrived, batch, n, m, capacity, eps, scale, HEADS: tl.constexpr,
+                     KV_HEADS: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, FULL: tl.constexpr, BQ: tl.constexpr,
+                     SPLIT: tl.constexpr, SPLITS: tl.constexpr, QK_NORM: tl.constexpr, PDL: tl.constexpr):
+    """Tree attention to `SPLIT` keys of one sequence and key head; the last program to arrive adds the parts up.
+
+    qkv [rows, (HEADS + 2 KV_HEADS) D]; keys, values [batch, KV_HEADS, capacity, D] (one layer); ancestors
+    [batch, n + m, n + m]; positions [batch, n + m]; roots [batch]; out [rows, HEADS D]. Rotates queries and keys and
+    fills the cache at root + row. All but `qkv` is older than the forward pass, hence read before the wait.
+    """
+    GROUP: tl.constexpr = HEADS // KV_HEADS
+    WIDTH: tl.constexpr = (HEADS + 2 * KV_HEADS) * D
+    split, tile = tl.program_id(0), tl.program_id(1)
+    sequence, head = tl.program_id(2) // KV_HEADS, tl.program_id(2) % KV_HEADS
+    if PDL:
+        gdc_launch_dependents()
+    rows, root = n + m, tl.load(roots + sequence)
+    end = root + rows
+    if split * SPLIT >= end:
+        return
+    half, full = tl.arange(0, HALF), tl.arange(0, FULL)
+    in_half, in_full = (half < D // 2)[None, :], (full < D)[None, :]
+    q_index = tile * BQ + tl.arange(0, BQ)  # row-major over (row, query head of this key head)
+    in_q, q_head = (q_index < rows * GROUP)[:, None], head * GROUP + q_index % GROUP
+    q_row = tl.minimum(q_index // GROUP, rows - 1)
+    q_packed = row_index(q_row, sequence, batch, n, m)
+    cos, sin = angles(rope, tl.load(positions + sequence * rows + q_row), half, in_half, D)
+    q_at = (q_packed * WIDTH + q_head * D)[:, None]
+    index = split * SPLIT + tl.arange(0, SPLIT)
+    cache = (sequence * KV_HEADS + head).to(tl.int64) * capacity * D
+    k_at = keys + cache + index[:, None] * D + half[None, :]
+    v_at = values + cache + index[:, None] * D + full[None, :]
+    old, fresh = index < root, (index >= root) & (index < end)
+    in_old = old[:, None] & in_half
+    k_a, k_b = tl.load(k_at, in_old, 0.0), tl.load(k_at + D // 2, in_old, 0.0)
+    v = tl.load(v_at, old[:, None] & in_full, 0.0)
+    row = tl.where(fresh, index - root, 0)
+    sees = ancestors + (sequence * rows + q_row) * rows
+    visible = (tl.load(sees) != 0)[:, None] & old[None, :]  # who descends from the root sees the prefix
+    visible |= tl.load(sees[:, None] + row[None, :], fresh[None, :], 0) != 0
+    in_k, in_v = fresh[:, None] & in_half, fresh[:, None] & in_full
+    k_cos, k_sin = angles(rope, tl.load(positions + sequence * rows + row, fresh, 0), half, in_k, D)
+    if PDL:
+        gdc_wait()
+    q_a, q_b = rotated(qkv, q_at, half, in_q & in_half, cos, sin, q_norm, eps, D, QK_NORM)
+    k_row = row_index(row, sequence, batch, n, m)[:, None] * WIDTH + (HEADS + head) * D
+    new_a, new_b = rotated(qkv, k_row, half, in_k, k_cos, k_sin, k_norm, eps, D, QK_NORM)
+    new_v = tl.load(qkv + k_row + KV_HEADS * D + full[None, :], in_v, 0.0)
+    k_a, k_b, v = tl.where(in_k, new_a, k_a), tl.where(in_k, new_b, k_b), tl.where(in_v, new_v, v)
+    tl.store(k_at, new_a, in_k & (tile == 0))
+    tl.store(k_at + D // 2, new_b, in_k & (tile == 0))
+    tl.store(v_at, new_v, in_v & (tile == 0))
+    score = tl.where(visible, tl.dot(q_b, k_b.T, tl.dot(q_a, k_a.T)) * scale, float("-inf"))
+    top, total, acc = attended(score, v)
+    group = tl.program_id(2) * tl.num_programs(1) + tile  # programs that share the same queries
+    place, inside = out + (q_packed * HEADS * D + q_head * D)[:, None] + full[None, :], in_q & in_full
+    if end <= SPLIT:
+        tl.store(place, (acc / total[:, None]).to(out.dtype.element_ty), inside)
+    else:
+        hand_in(partial, stats, arrived, place, inside, top, total, acc, tl.cdiv(end, SPLIT).to(tl.int32), SPLITS)
+
+
+@triton.jit
+def attended(score, v):
+    """Maximum and sum of the softmax, and the weighted values, not yet divided by the sum."""
+    top = tl.max(score, 1)
+    weight = tl.exp(score - tl.where(top == float("-inf"), 0.0, top)[:, None])
+    return top, tl.sum(weight, 1), tl.dot(weight.to(v.dtype), v)
+
+
+@triton.jit
+def hand_in(partial, stats, arrived, out, inside, top, total, acc, parts, SPLITS: tl.constexpr):
+    """Store this program's part; the last of the programs that share the same queries adds all of them up."""
+    BQ: tl.constexpr = acc.shape[0]
+    FULL: tl.constexpr = acc.shape[1]
+    group = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
+    slot = (group * SPLITS + tl.program_id(0)) * BQ + tl.arange(0, BQ)
+    tl.store(partial + slot[:, None] * FULL + tl.arange(0, FULL)[None, :], acc)
+    tl.store(stats + slot * 2, top)
+    tl.store(stats + slot * 2 + 1, total)
+    tl.debug_barrier()
+    if tl.atomic_add(arrived + group, 1, sem="acq_rel") == parts - 1:
+        tl.store(arrived + group, 0)
+        combine(partial, stats, out, inside, group * SPLITS, parts, FULL, BQ)
+
+
+@triton.jit
+def combine(partial, stats, out, inside, first, parts, FULL: tl.constexpr, BQ: tl.constexpr):
+    """Add the parts of all splits, in the order of the splits, and store [BQ, FULL] at the pointers `out`."""
+    full = tl.arange(0, FULL)
+    top, total = tl.full([BQ], float("-inf"), tl.float32), tl.zeros([BQ], tl.float32)
+    acc = tl.zeros([BQ, FULL], tl.float32)
+    for split in tl.range(0, parts, loop_unroll_factor=4):
+        slot = (first + split) * BQ + tl.arange(0, BQ)
+        part_top = tl.load(stats + slot * 2, cache_modifier=".cg")
+        part_total = tl.load(stats + slot * 2 + 1, cache_modifier=".cg")
+        part = tl.load(partial + slot[:, None] * FULL + full[None, :], cache_modifier=".cg")
+        peak = tl.maximum(top, part_top)
+        anchor = tl.where(peak == float("-inf"), 0.0, peak)
+        old, new = tl.exp(top - anchor), tl.exp(part_top - anchor)
+        acc, total, top = acc * old[:, None] + part * new[:, None], total * old + part_total * new, peak
+    acc = acc / tl.where(total > 0, total, 1.0)[:, None]
+    tl.store(out, acc.to(out.dtype.element_ty), inside)
