@@ -72,12 +72,12 @@ class Sequences:
         self.log.reset()
 
     def commit(self, outcome: Outcome) -> None:
-        """Append the kept tokens. A sequence that is done stays where it is."""
+        """Append the kept tokens. A sequence that is done keeps its length; what lies behind it is never read."""
         offsets = torch.arange(outcome.tokens.shape[1], device=self.device)
         kept = offsets <= outcome.accepted[:, None]
         places = self.lengths[:, None] + offsets
         ended = (outcome.tokens[..., None] == self.end_ids).any(-1) & kept
-        self.tokens.scatter_(1, places, torch.where(self.done[:, None], self.tokens.gather(1, places), outcome.tokens))
+        self.tokens.scatter_(1, places, outcome.tokens)
         self.lengths += torch.where(self.done, 0, outcome.accepted + 1)
         self.done |= ended.any(-1) | (self.lengths >= self.limits)
         self.log.add(outcome)
