@@ -4,8 +4,10 @@ PYTHON ?= python3
 BIN    := .venv/bin
 BENCH  := $(BIN)/python -m bench
 
+TARGET ?= smollm2-135m
+
 .DEFAULT_GOAL := help
-.PHONY: help .venv bench smoke test lint microbench report compare quality world
+.PHONY: help .venv bench smoke test lint microbench report compare world
 
 help: ## this list
 	@awk -F ':.*## ' '/^[.a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,17 +32,14 @@ lint: .venv ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-microbench: .venv ## one step by phases, and the loop against one written by hand
-	$(BIN)/python -m pytest tests/microbench -o python_files='bench_*.py' --benchmark-only $(ARGS)
+microbench: .venv ## one step by phases, and the loop against one written by hand (TARGET=model)
+	TARGET=$(TARGET) $(BIN)/python -m pytest tests/microbench -o python_files='bench_*.py' --benchmark-only $(ARGS)
 
 report: .venv ## RUN=directory: its tables and figures once more
 	$(BENCH) report $(RUN) $(ARGS)
 
 compare: .venv ## OLD=directory NEW=directory: a gate for regressions
 	$(BENCH) compare $(OLD) $(NEW) $(ARGS)
-
-quality: .venv ## what the methods answer, beside how fast they are
-	$(BENCH) quality $(ARGS)
 
 world: .venv ## train every method on a small world, and see where parallel prediction must win
 	$(BENCH) world $(ARGS)

@@ -11,7 +11,8 @@ COMMANDS = {  # name -> (module with `arguments` and `command`, what it does); i
     "run": ("bench.run", "measure methods on questions, side by side"),
     "list": ("bench.listing", "models, methods with their options, suites"),
     "report": ("bench.report", "tables and figures of a run"),
-    "compare": ("bench.compare", "two runs against each other: a gate for regressions"),
+    "compare": ("bench.gate", "two runs against each other: a gate for regressions"),
+    "world": ("ptp.world", "train every method on a small world, where parallel prediction must win"),
 }
 
 
