@@ -16,7 +16,7 @@ from bench.sampling import Law, pick
 
 LIMIT = 24
 TARGET = tiny.transformer(seed=1)
-WORK = {name: (tiny.groups(seed, 8, 1), tiny.groups(100 + seed, 16, 4)) for seed, name in enumerate(tiny.LAWS)}
+WORK = {name: (tiny.groups(seed, 8, 1), tiny.groups(100 + seed, 15, 4)) for seed, name in enumerate(tiny.LAWS)}
 
 
 def slow_loop(prompt, law, end_ids=frozenset()):
@@ -53,7 +53,7 @@ def truth(baseline):
 
 def test_the_cases_are_what_they_should_be(truth):
     prompts = [prompt for law in tiny.LAWS for prompt, _ in cases(law)]
-    assert sum(len(prompt.ids) == 1 for prompt in prompts) >= 64
+    assert sum(len(prompt.ids) == 1 for prompt in prompts) >= 60
     assert all(len({len(p.ids) for p in group.prompts}) > 1 for _, ragged in WORK.values() for group in ragged)
     assert 20 <= sum(len(text) < LIMIT for texts in truth.values() for text in texts) <= 80  # stopped by an end id
     assert TARGET.logits(torch.randint(12, (8, 40))).std() >= 1

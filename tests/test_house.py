@@ -34,14 +34,19 @@ MODULES = {name_of(path): path for path in SOURCES if path.parent.name != "tests
 
 
 @cache
+def parsed(path):
+    return ast.parse(path.read_text())
+
+
+@cache
 def imports(name, lazy=True):
     """Our modules that a module imports; without the `lazy` ones, only those it needs to be imported itself."""
-    tree = ast.parse(MODULES[name].read_text())
+    tree = parsed(MODULES[name])
     found = set()
     for node in ast.walk(tree) if lazy else tree.body:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
+        elif isinstance(node, ast.ImportFrom) and node.module:
             inside = {f"{node.module}.{alias.name}" for alias in node.names}
             found |= inside if inside <= MODULES.keys() else {node.module, *inside}
     return frozenset(found & MODULES.keys()) - {name}
@@ -58,7 +63,7 @@ def reach(name):
 
 def functions():
     for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 yield path, node
 

@@ -1,6 +1,7 @@
 """The loop and the state of a batch: kinds of steps, ends, what is left behind, what `Raw` says, and bad requests."""
 
 from functools import partial
+from typing import Any
 
 import pytest
 import tiny
@@ -51,18 +52,20 @@ class Alternating(Method):
 
 def test_kinds_of_steps_alternate_and_the_text_stays():
     decoder = tiny.decoder_of(Alternating, TARGET, LAW, 3)
-    raw = decoder.decode(PROMPTS, 15, frozenset())
+    raw, method = decoder.decode(PROMPTS, 15, frozenset()), decoder.method
+    assert isinstance(method, Alternating)
     assert raw.rows == [(2, 4)[step % 2] for step in range(len(raw.rows))]
     assert [text.tokens for text in tiny.clipped(raw, 15, frozenset())] == texts(AUTOREGRESSIVE, PROMPTS, 15)
-    assert decoder.method.started == 2  # once before the capture, once for the prompts
+    assert method.started == 2  # once before the capture, once for the prompts
 
 
 def test_observe_sees_every_step_after_its_commit():
     decoder = tiny.decoder_of(Alternating, TARGET, LAW, 3)
-    raw = decoder.decode(PROMPTS, 15, frozenset())
+    raw, method = decoder.decode(PROMPTS, 15, frozenset()), decoder.method
+    assert isinstance(method, Alternating)
     before = torch.tensor([len(p.ids) for p in PROMPTS])
-    assert len(decoder.method.seen) == len(raw.rows)
-    for step, (seen, lengths) in enumerate(decoder.method.seen):
+    assert len(method.seen) == len(raw.rows)
+    for step, (seen, lengths) in enumerate(method.seen):
         assert seen.kind == step % 2
         assert seen.root.tolist() == (before - 1).tolist()
         assert seen.outcome.accepted.tolist() == raw.accepted[step]
@@ -78,7 +81,7 @@ def test_a_sequence_that_is_done_freezes():
     end = max(first[1], key=lambda token: min(first[0].get(token, 20), first[2].get(token, 20)) - first[1][token])
     ends = frozenset({end})
     sequences = Sequences(TARGET, 3, 64, widest=8)
-    snapshots = []
+    snapshots: list[Any] = []
 
     class Watched(Alternating):
         def propose(self, kind):

@@ -137,6 +137,7 @@ def test_slots_do_not_disturb_tokens_and_are_whole_forwards_too(n, m, shift, see
     result = world.forward(tree, world.root, adapter, TAPS)
     plain = Tree(tree.tokens, tree.parents[:, :n], tree.depth)
     assert_tree_is_whole(world, plain, result)
+    assert result.slot_logits is not None
     assert result.slot_logits.shape == (2, m, 12)
     for b in range(2):
         for slot in range(m):
@@ -174,7 +175,8 @@ def weights_of(config, seed=0):
     model = tiny.transformer(seed, config)
     with torch.device("meta"):
         shapes = {name: p.shape for name, p in Transformer(config).named_parameters()}
-    parts, c = {}, config
+    parts: dict[str, torch.Tensor] = {}
+    c = config
     for name, theirs in hugging_face_names(config):
         if name not in shapes:
             continue

@@ -123,7 +123,7 @@ def test_a_ragged_batch_takes_as_many_steps_as_its_longest(plan):
 
 # A world where the next token is the successor of the last, so that a perfect drafter can be written down.
 CYCLE = tiny.bigram(40.0 * torch.eye(8, dtype=torch.float64).roll(1, 1))
-ORACLES = {  # name: (a perfect version of the method, its k)
+ORACLES: dict[str, tuple[tiny.Make, int]] = {  # name: (a perfect version of the method, its k)
     "draft_model": (partial(DraftModel, settings=DraftSettings(draft="-", k=4), drafter=CYCLE), 4),
     "prompt_lookup": (partial(PromptLookup, settings=LookupSettings(k=6)), 6),
 }

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from bench.tree import Structure, Tree, chain, chain_parents
 
-MANY = settings(max_examples=200, deadline=None, derandomize=True)
+MANY = settings(max_examples=100, deadline=None, derandomize=True)
 
 
 @st.composite

@@ -94,6 +94,7 @@ def test_reject_is_the_ratio_test(data, k, batch, seed):
                 draft_mass=torch.tensor(q) << (MASS_BITS - 5), structure=structure)
     outcome = reject(Trial(tree, torch.tensor(p).float(), root, tiny.exact, noise))
     evidence = outcome.evidence
+    assert evidence is not None
     for b, count in enumerate(counts):
         test, rest = (noise.streams[s][b, int(root[b]) + 1 :].tolist() for s in ("test", "residual"))
         accepted, own, tested = slow_reject(drafts[b][:count], p[b], q[b], test, rest)

@@ -72,10 +72,15 @@ def bigram(table: Tensor) -> Transformer:
     return model
 
 
-def exact(logits: Tensor) -> Choices:
+class Exact(Law):
     """A law whose masses are the given numbers of 1/32: exact arithmetic from end to end."""
-    mass = logits.long() << (MASS_BITS - 5)
-    return Choices(torch.arange(mass.shape[-1]).expand_as(mass), mass)
+
+    def __call__(self, logits: Tensor) -> Choices:
+        mass = logits.long() << (MASS_BITS - 5)
+        return Choices(torch.arange(mass.shape[-1]).expand_as(mass), mass)
+
+
+exact = Exact()
 
 
 def path(parents: list[int], row: int) -> list[int]:
