@@ -1,10 +1,13 @@
 """The gated adapter: low-rank weights beside every matrix of the target, applied to slot rows only."""
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.config import Config
+from bench.model import Transformer
 
 
 def matrix_shapes(config: Config) -> dict[str, tuple[int, int]]:
@@ -56,3 +59,39 @@ class GatedAdapter(nn.Module):
         pair = self.layers[layer][name]  # type: ignore[index]
         assert isinstance(pair, LowRank)
         return pair
+
+
+@dataclass
+class Matrices:
+    """What slot rows see of a layer: [out, in] each."""
+
+    qkv: Tensor
+    out: Tensor
+    gate_up: Tensor
+    down: Tensor
+
+
+class BoundAdapter:
+    """The adapter on its target, for forwards that want whole matrices for slot rows as well as for those that add."""
+
+    def __init__(self, adapter: GatedAdapter, model: Transformer):
+        self.adapter, self.model = adapter, model
+        self.made: dict[int, Matrices] = {}
+
+    def delta(self, layer: int, name: str, x: Tensor) -> Tensor:
+        """See `GatedAdapter.delta`."""
+        return self.adapter.delta(layer, name, x)
+
+    def merged(self, layer: int) -> Matrices:
+        """All four matrices of a layer, summed when they are first asked for."""
+        if layer not in self.made:
+            block = self.model.blocks[layer]
+            names = matrix_shapes(self.model.config)
+            self.made[layer] = Matrices(*(self.adapter.merged(layer, name, getattr(block, name)) for name in names))
+        return self.made[layer]
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the matrices made so far."""
+        tensors = [tensor for made in self.made.values() for tensor in vars(made).values()]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

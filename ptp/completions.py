@@ -143,8 +143,8 @@ def complete(model: Transformer, adapter: Adapter | None, context: Context, comp
              embedded: Tensor) -> Tensor:
     """Run the slots, `embedded` [B, N, L, hidden] -> the head's input at every slot, in the same shape."""
     positions = completions.positions(context.pack).flatten(1)
-    attend = dense(context, completions)
-    x = embedded.flatten(1, 2)
+    attend, x = dense(context, completions), embedded.flatten(1, 2)
+    model.extend_rope(context.pack.tokens.shape[1] + embedded.shape[2])  # slots may hang from the last token
     return model(x, positions, attend, adapter, slots=x.shape[1]).last.view(embedded.shape)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from bench.errors import BenchError
 from bench.loop import Method, Seen
 from bench.tree import Tree
+from ptp.adapter import BoundAdapter
 from ptp.budget import Groups, allot, gains, hypotheses
 from ptp.draft import Draft, draw
 from ptp.kinds import KINDS
@@ -64,7 +65,7 @@ class PTP(Method):
         self.kind = KINDS[o.kind]
         require_fit(drafter, o)
         self.rows = (1 + o.k + o.budget,) if o.pqd else (1 + o.longest, 1 + o.k)
-        self.adapter = drafter.adapter
+        self.adapter: BoundAdapter = BoundAdapter(drafter.adapter, s.target)
         self.confidence = drafter.confidence[self.way]
         self.gain = torch.tensor(gains(self.confidence.runs[: o.longest + 1].tolist()), device=s.device)
         self.drafts = torch.zeros(s.batch, o.k, dtype=torch.int64, device=s.device)
@@ -93,8 +94,8 @@ class PTP(Method):
 
     @property
     def extra_bytes(self) -> int:
-        """The student's weights."""
-        return sum(p.numel() * p.element_size() for p in self.drafter.parameters())
+        """The student's weights, and the merged matrices where the forward uses them."""
+        return sum(p.numel() * p.element_size() for p in self.drafter.parameters()) + self.adapter.bytes
 
     def start(self) -> None:
         """Nothing is drafted before the first step."""

@@ -26,6 +26,29 @@ def by_chunks(loss: Callable[..., Tensor], *rows: Tensor) -> Tensor:
     return torch.cat([checkpoint(loss, *part, use_reentrant=False) for part in parts])
 
 
+class FrozenHead(torch.autograd.Function):
+    """`Transformer.score` with a gradient: PyTorch has none for half-precision products with float32 results."""
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, model: Transformer) -> Tensor:
+        """[R, hidden] -> logits [R, vocab] float32."""
+        ctx.save_for_backward(model.head)
+        return model.score(hidden)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        """To the hidden state alone."""
+        (head,) = ctx.saved_tensors
+        return gradient.to(head.dtype) @ head, None
+
+
+def score(model: Transformer, hidden: Tensor) -> Tensor:
+    """Logits that can be trained through: [R, hidden] -> [R, vocab] float32."""
+    if model.head.requires_grad:
+        return model.score(hidden)
+    return FrozenHead.apply(hidden, model)  # type: ignore[no-untyped-call]
+
+
 def one_hot(model: Transformer, hidden: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
     """Cross-entropy of `tokens` [..], in nats -> [..]. `hidden` [.., H] are inputs of the head.
 
@@ -33,7 +56,7 @@ def one_hot(model: Transformer, hidden: Tensor, tokens: Tensor, temperature: flo
     """
 
     def loss(hidden: Tensor, tokens: Tensor) -> Tensor:
-        return F.cross_entropy(model.score(hidden) / (temperature or 1), tokens, reduction="none")
+        return F.cross_entropy(score(model, hidden) / (temperature or 1), tokens, reduction="none")
 
     return by_chunks(loss, hidden.flatten(0, -2), tokens.flatten()).view(tokens.shape)
 
@@ -62,7 +85,7 @@ def categorical(model: Transformer, hidden: Tensor, lesson: Lesson, reverse: boo
     law, temperature = lesson.law, lesson.law.temperature or 1.0
 
     def loss(hidden: Tensor, teacher: Tensor) -> Tensor:
-        log_q = (model.score(hidden) / temperature).log_softmax(-1)
+        log_q = (score(model, hidden) / temperature).log_softmax(-1)
         with torch.no_grad():
             choices = law(lesson.model.score(teacher))
             mass = choices.dense(log_q.shape[-1]).clamp(min=1) if reverse else choices.mass
@@ -82,6 +105,7 @@ def own_noise(model: Transformer, embedding: NoiseEmbedding, context: Context, s
     law of the C-PTP slot before it. Each slot runs once: its keys and values are kept for the slots that follow.
     """
     pack, law = context.pack, Law(temperature=1.0)
+    model.extend_rope(pack.tokens.shape[1] + slots + 1)
     attend, positions = growing(context, starts), at(pack.positions(), starts)
     hidden = context.hidden.gather(1, starts[..., None].expand(-1, -1, context.hidden.shape[2]))
     drawn = []

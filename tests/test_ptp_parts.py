@@ -6,7 +6,7 @@ import torch
 
 from bench.errors import BenchError
 from bench.sampling import NOISE_BITS, Law
-from ptp.adapter import GatedAdapter, matrix_shapes
+from ptp.adapter import BoundAdapter, GatedAdapter, matrix_shapes
 from ptp.noise_embedding import FRONTS, HEADS, NONE, NoiseDesign, NoiseEmbedding
 from ptp.student import Design, Origin, Student
 
@@ -69,6 +69,8 @@ def test_an_untrained_adapter_changes_nothing_and_learns_in_every_matrix():
 
 def test_merged_weights_do_what_the_adapter_does(adapter):
     model = tiny.transformer()
+    bound = BoundAdapter(adapter, model)
+    assert bound.bytes == 0
     for layer, block in enumerate(model.blocks):
         for name, (out, size) in matrix_shapes(tiny.CONFIG).items():
             weight = getattr(block, name)
@@ -76,6 +78,9 @@ def test_merged_weights_do_what_the_adapter_does(adapter):
             x = torch.randn(2, 5, size, dtype=torch.float64)
             apart = x @ weight.T + adapter.delta(layer, name, x)
             assert torch.allclose(apart, x @ adapter.merged(layer, name, weight).T, atol=1e-12)
+            assert torch.equal(getattr(bound.merged(layer), name), adapter.merged(layer, name, weight))
+    assert bound.bytes == sum(weight.numel() * 8 for block in model.blocks for weight in block.parameters()
+                              if weight.dim() == 2)
 
 
 def test_token_rows_never_see_the_adapter(adapter):

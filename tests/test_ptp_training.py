@@ -15,7 +15,7 @@ from ptp.completions import Completions, Pack, complete, explain, random_starts,
 from ptp.confidence import Confidence
 from ptp.draft import Draft
 from ptp.kinds import KINDS
-from ptp.losses import Lesson, average, categorical, one_hot, own_noise
+from ptp.losses import Lesson, average, categorical, one_hot, own_noise, score
 from ptp.noise_embedding import NONE, NoiseDesign
 from ptp.student import Design, Student
 
@@ -169,6 +169,18 @@ def test_losses_are_their_definitions(chunk, monkeypatch):
                     "reverse": (q * (q / floor).log()).sum()}
         for name, value in expected.items():
             assert float(ours[name][tuple(at)]) == pytest.approx(float(value), rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_frozen_head_has_the_gradient_of_an_ordinary_one(dtype):
+    torch.manual_seed(0)
+    model = tiny.transformer().to(dtype)
+    hidden, weight = torch.randn(9, 16, dtype=dtype, requires_grad=True), torch.randn(9, 12)
+    (score(model, hidden) * weight).sum().backward()
+    expected = weight @ model.head.float()
+    assert torch.equal(score(model, hidden), model.score(hidden))
+    assert torch.allclose(hidden.grad.float(), expected, atol=1e-5 if dtype == torch.float32 else 0.1, rtol=0.01)
+    assert score(model, hidden).dtype == torch.float32
 
 
 def test_the_average_is_over_valid_slots():
