@@ -13,6 +13,7 @@ from bench.sampling import Law
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp64": "float64"}
+PRESET = ("prompt_lookup:k=3", "prompt_lookup", "hf_eager", "hf_static")  # few rows suit a CPU
 
 
 def flag(default: Any, help: str) -> Any:
@@ -26,7 +27,7 @@ class RunSettings:
 
     suite: str = "standard"
     target: str = flag("smollm2-135m", "model by name or path (see `python -m bench list`)")
-    methods: tuple[str, ...] = flag(("prompt_lookup", "hf_eager", "hf_static"), "a,b:key=value,c (see `list`)")
+    methods: tuple[str, ...] = flag(PRESET, "a,b:key=value,c (see `list`)")
     prompts: str = flag("bundled", "questions as JSONL in Spec-Bench's schema, or `bundled`")
     limit: int | None = flag(None, "at most this many questions, balanced over the tasks")
     max_new_tokens: int = flag(48, "longest answer, in tokens")
