@@ -46,17 +46,26 @@ def measure(makes: Mapping[str, tiny.Make], target: Transformer, law: Law, work:
 
 
 def decoded(label, make, target, law, work, limit):
-    """One record per prompt."""
+    """What a method leaves of every prompt."""
     decoder = tiny.decoder_of(make, target, law, len(work[0].prompts))
-    first = work[0].prompts[0].noise
-    facts = {"target": "tiny", "temperature": law.temperature, "top_k": law.top_k, "top_p": law.top_p,
-             "seed": first.seed, "max_new_tokens": limit, "ignore_eos": not work[0].end_ids,
-             "dtype": str(target.norm.dtype).removeprefix("torch."), "device": "cpu", "clock": decoder.clock.name,
-             "options": {}, "lossless": decoder.method.verifier}
+    facts = settings(law, work, limit) | {"dtype": str(target.norm.dtype).removeprefix("torch."),
+                                          "lossless": decoder.method.verifier}
+    return recorded(label, decoder, facts, work)
+
+
+def settings(law, work, limit):
+    """Those of a run."""
+    return {"target": "tiny", "temperature": law.temperature, "top_k": law.top_k, "top_p": law.top_p,
+            "seed": work[0].prompts[0].noise.seed, "max_new_tokens": limit, "ignore_eos": not work[0].end_ids,
+            "dtype": "float32", "device": "cpu", "clock": "host", "options": {}, "lossless": "match"}
+
+
+def recorded(label, decoder, facts, work):
+    """One record per prompt, by anything that decodes."""
     for number, group in enumerate(work):
         questions = tuple(Question(p.noise.question_id, "qa", ("?",)) for p in group.prompts)
         job = Job(label, Group(number, questions), 0, 0, list(group.prompts))
-        raw = decoder.decode(job.prompts, limit, group.end_ids)
+        raw = decoder.decode(job.prompts, facts["max_new_tokens"], group.end_ids)
         yield from (record(job, raw, row, facts, group.end_ids) for row in range(len(questions)))
 
 
