@@ -11,7 +11,10 @@ COMMANDS = {  # name -> (module with `arguments` and `command`, what it does); i
     "run": ("bench.run", "measure methods on questions, side by side"),
     "list": ("bench.listing", "models, methods with their options, suites"),
     "report": ("bench.report", "tables and figures of a run"),
+    "quality": ("bench.quality", "what the methods' texts are worth, through lm-eval, beside their speed"),
+    "cost": ("bench.cost", "memory and energy of each method, alone in its process"),
     "compare": ("bench.gate", "two runs against each other: a gate for regressions"),
+    "data": ("bench.data", "teacher text, written by the target itself"),
     "world": ("ptp.world", "train every method on a small world, where parallel prediction must win"),
 }
 

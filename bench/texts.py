@@ -1,0 +1,97 @@
+"""Teacher text on disk: shards of token ids in safetensors files, each of which says what wrote it."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from bench.errors import BenchError
+from bench.sampling import Law
+
+HELD_OUT = 32  # one text of so many is never trained on
+
+
+@dataclass(frozen=True)
+class Text:
+    """One conversation."""
+
+    ids: np.ndarray  # int32
+    question: tuple[int, int]  # from which id up to which the target asks; equal where it does not
+    answer: int  # where the answer begins; it alone follows the shard's law for certain
+
+    def digest(self) -> bytes:
+        """Equal for equal ids."""
+        return hashlib.sha256(self.ids.astype("<i4").tobytes()).digest()[:16]
+
+    @property
+    def is_held_out(self) -> bool:
+        """Decided by the ids alone: more shards move no text from one side to the other."""
+        return self.digest()[0] % HELD_OUT == 0
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What wrote a shard. Shards of one directory share all but the law's greedy variant."""
+
+    target: str  # name
+    checksum: str  # of the target's weights; its name if they are random
+    law: Law  # of the answers
+    settings: dict[str, Any]  # of the command that wrote it
+
+
+@dataclass
+class Shard:
+    """The texts of one batch."""
+
+    texts: list[Text]
+    origin: Origin
+    dropped: dict[str, int] = field(default_factory=dict)  # reason -> texts
+
+    def save(self, path: Path) -> None:
+        """Write the file in one go. `ids` int32 [all tokens]; `places` int32 [texts, 4]: length, question, answer."""
+        empty = np.zeros(0, np.int32)
+        tensors = {"ids": np.concatenate([t.ids for t in self.texts] or [empty]).astype(np.int32),
+                   "places": np.array([(len(t.ids), *t.question, t.answer) for t in self.texts],
+                                      np.int32).reshape(-1, 4)}
+        about = {"origin": asdict(self.origin), "dropped": self.dropped}
+        fresh = path.with_name(f".{path.name}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, fresh, metadata={"shard": json.dumps(about)})
+            fresh.replace(path)
+        except OSError as error:
+            raise BenchError(f"cannot write to {path.parent} ({error.strerror}): choose another --out") from error
+
+    @staticmethod
+    def load(path: Path) -> "Shard":
+        """Read what `save` wrote. BenchError for any other file."""
+        try:
+            with safe_open(path, "np") as file:
+                about = json.loads((file.metadata() or {})["shard"])
+                ids, places = file.get_tensor("ids"), file.get_tensor("places")
+        except (OSError, SafetensorError, KeyError) as error:
+            raise BenchError(f"{path} is no shard of teacher text ({error}): delete it and write it again") from error
+        origin = Origin(**{**about["origin"], "law": Law(**about["origin"]["law"])})
+        parts = np.split(ids, np.cumsum(places[:, 0]))[:-1]
+        texts = [Text(part, (begin, end), answer)
+                 for part, (_, begin, end, answer) in zip(parts, places.tolist(), strict=True)]
+        return Shard(texts, origin, about["dropped"])
+
+
+def shard_path(directory: Path, number: int) -> Path:
+    """Where shard `number` lies."""
+    return directory / f"shard-{number:05}.safetensors"
+
+
+def shards(directory: Path) -> Iterator[Shard]:
+    """All shards of a directory, in order. BenchError where there is none."""
+    paths = sorted(directory.glob("shard-*.safetensors"))
+    if not paths:
+        raise BenchError(f"{directory} holds no teacher text: write some with  python -m bench data --out {directory}")
+    return map(Shard.load, paths)
