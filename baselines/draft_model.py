@@ -10,7 +10,7 @@ from bench.cache import Cache
 from bench.errors import BenchError
 from bench.forward import forward_for, prefill
 from bench.loop import Method
-from bench.sampling import Choices, pick
+from bench.sampling import draw
 from bench.tree import Tree, chain, chain_parents
 
 
@@ -69,33 +69,26 @@ class DraftModel(Method):
     def propose(self, kind: int) -> Tree:
         """k calls of the draft, each of one row; the first also of the token before the root.
 
-        After a step that kept every draft, the last of them has not been through the draft yet.
+        After a step that kept every draft, the last of them has not been through the draft yet. `match` draws with
+        the target's own noise, `reject` with a stream of its own.
         """
         s, k, root = self.sequences, self.settings.k, self.sequences.root
         base = (root - 1).clamp(min=0)
         pair = s.tokens.gather(1, base[:, None] + torch.arange(2, device=s.device))
         logits = self.run(pair, base).gather(1, (root - base)[:, None, None].expand(-1, 1, self.drafter.config.vocab))
-        tokens, laws = [s.root_tokens()], []
+        tokens, masses = [s.root_tokens()], []
         for i in range(1, k + 1):
-            choices = self.law(logits)
-            laws.append(choices)
-            tokens.append(self.draw(root[:, None] + i, choices))
+            noise = s.noise.at("target" if self.verifier == "match" else "draft", root[:, None] + i)
+            tokens.append(draw(noise, logits, self.law))
+            if self.verifier == "reject":
+                masses.append(self.law(logits).dense(self.drafter.config.vocab))
             if i < k:
                 logits = self.run(tokens[-1], root + i)
         return Tree(torch.cat(tokens, 1), self.parents[k + 1], depth=k, is_chain=True, structure=self.chains[k + 1],
-                    draft_mass=self.dense(laws) if self.verifier == "reject" else None)
+                    draft_mass=torch.cat(masses, 1) if masses else None)
 
     def run(self, tokens: Tensor, base: Tensor) -> Tensor:
         """The draft's logits after a short chain of tokens: [B, rows] at `base` [B] -> [B, rows, vocab]."""
         rows = tokens.shape[1]
         tree = Tree(tokens, self.parents[rows], depth=rows - 1, is_chain=True, structure=self.chains[rows])
         return self.forward(tree, base, None, ()).logits
-
-    def draw(self, positions: Tensor, choices: Choices) -> Tensor:
-        """The drafted token: with the target's noise for `match`, with a stream of its own for `reject`."""
-        stream = "target" if self.verifier == "match" else "draft"
-        return pick(self.sequences.noise.at(stream, positions), choices)
-
-    def dense(self, laws: list[Choices]) -> Tensor:
-        """The laws that the drafts were drawn from -> [B, k, vocab] int64."""
-        return torch.cat([law.dense(self.drafter.config.vocab) for law in laws], 1)

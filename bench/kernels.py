@@ -52,7 +52,7 @@ def linear_kernel(x, squares, weight, slot_weight, ahead, slot_ahead, bias, resi
     is_slot = tile >= token_tiles
     start = tl.where(is_slot, token_rows + (tile - token_tiles) * BM, tile * BM)
     end = tl.where(is_slot, rows, token_rows)
-    w = slot_weight if is_slot else weight
+    w = tl.where(is_slot, slot_weight, weight)
     m = start + tl.arange(0, BM)
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     in_m, in_n = (m < end)[:, None], (n < N)[:, None]

@@ -84,7 +84,6 @@ def serves(law: Law, logits: Tensor) -> bool:
     return logits.is_cuda and few and logits.shape[-1] < MAX_VOCAB
 
 
-@torch.compiler.disable
 def draw(noise: Tensor, logits: Tensor, law: Law) -> Tensor:
     """noise [..] int64, logits [.., vocab] float32 -> ids [..] int64."""
     k = 1 if law.temperature == 0 else law.top_k

@@ -48,6 +48,7 @@ class Law:
         if not 0 < self.top_p <= 1:
             raise BenchError(f"top-p must be above 0 and at most 1 (off), got {self.top_p}")
 
+    @torch.compiler.disable  # a compiler may round otherwise, and one ulp can change a token
     def __call__(self, logits: Tensor) -> Choices:
         """[.., vocab] float32 -> the law of the next token."""
         if self.temperature == 0:
@@ -93,6 +94,7 @@ def nucleus(mass: Tensor, top_p: float) -> Tensor:
     return normalized(torch.where((before << NOISE_BITS) < bar, ranked, 0).gather(-1, order.argsort(-1)))
 
 
+@torch.compiler.disable
 def pick(noise: Tensor, choices: Choices) -> Tensor:
     """The smallest id whose cumulative probability exceeds u. `noise` [..] int64 -> [..] int64 ids."""
     cumulative = choices.mass.cumsum(-1)
@@ -101,6 +103,7 @@ def pick(noise: Tensor, choices: Choices) -> Tensor:
     return choices.ids.gather(-1, index).squeeze(-1)
 
 
+@torch.compiler.disable
 def draw(noise: Tensor, logits: Tensor, law: Law) -> Tensor:
     """The token of `noise` [..] under the law of `logits` [.., vocab] -> [..] int64; fused where kernels serve it."""
     if logits.is_cuda:
