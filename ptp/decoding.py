@@ -88,9 +88,7 @@ class PTP(Method):
     @property
     def way(self) -> str:
         """How drafts are drawn from the student's law."""
-        if self.law.temperature == 0:
-            return "greedy"
-        return "pick" if self.kind.known == 0 else "argmax"
+        return self.drafter.ways(self.law)[0]
 
     @property
     def extra_bytes(self) -> int:

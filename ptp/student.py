@@ -58,6 +58,14 @@ class Student(nn.Module):
         """Inputs of slots: `noise` [..] int64 -> [.., hidden]. The control hears nothing."""
         return self.embedding(noise if self.design.informed else torch.full_like(noise, NONE))
 
+    def ways(self, law: Law) -> tuple[str, ...]:
+        """How its drafts may be drawn (see `ptp.draft`). The control has a choice."""
+        if law.temperature == 0:
+            return ("greedy",)
+        if not self.design.informed:
+            return ("argmax", "pick")
+        return ("argmax",) if self.kind.known else ("pick",)
+
     def save(self, path: Path, origin: Origin) -> None:
         """Weights, design and origin in one safetensors file."""
         about = {"design": asdict(self.design), "target": origin.target, "law": asdict(origin.law)}

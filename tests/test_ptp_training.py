@@ -11,6 +11,7 @@ from bench.forward import PlainForward, prefill
 from bench.sampling import Law, pick
 from bench.tree import Tree
 from ptp.bins import Drawn
+from ptp.calibration import attempt, calibrate
 from ptp.completions import Completions, Pack, complete, explain, random_starts, read, under
 from ptp.confidence import Confidence
 from ptp.draft import Draft
@@ -242,12 +243,12 @@ def trained(target, informed, steps=60):
     return sum(right[-10:]) / 10
 
 
-def sampled(target, batch, length, seed):
+def sampled(target, batch, length, seed, law=Law(1.0)):  # noqa: B008
     random = torch.Generator().manual_seed(seed)
     tokens = torch.randint(12, (batch, 1), generator=random)
     for _ in range(length - 1):
         u = torch.randint(1 << 30, (batch,), generator=random)
-        tokens = torch.cat([tokens, pick(u, Law(1.0)(target.logits(tokens)[:, -1]))[:, None]], 1)
+        tokens = torch.cat([tokens, pick(u, law(target.logits(tokens)[:, -1]))[:, None]], 1)
     return tokens
 
 
@@ -275,3 +276,39 @@ def test_places_that_are_always_right_or_wrong_stay_finite(right):
     assert chance[0] > 0.99 if right else chance[0] < 0.01
 
 
+
+
+@pytest.mark.parametrize("law", [Law(1.0), Law()], ids=["sampled", "greedy"])
+@pytest.mark.parametrize(("kind", "informed"), [("o", True), ("c", True), ("o", False), ("c", False)])
+def test_calibration_counts_what_drafting_gets_right(kind, informed, law):
+    """Every whole group drafted again, alone: the runs are theirs."""
+    one = student(kind, informed)
+    texts = [sampled(MODEL, 6, 14, seed, law) for seed in (1, 2)]
+    torch.manual_seed(3)
+    calibrate(one, MODEL, map(Pack.whole, texts), law, groups=9)
+    for way in one.ways(law):
+        torch.manual_seed(3)
+        for earlier in one.ways(law)[: one.ways(law).index(way)]:  # the ways draw their starts one after the other
+            [attempt(one, MODEL, Pack.whole(text), law, earlier, 9) for text in texts]
+        runs = [run for text in texts for run in runs_by_hand(one, Pack.whole(text), law, way)]
+        assert len(runs) > 30
+        expected = [sum(min(run, max(j - one.kind.known, 0)) for run in runs) / len(runs) for j in range(SLOTS + 1)]
+        assert one.confidence[way].runs.tolist() == pytest.approx(expected)
+        assert expected[-1] > 0
+
+
+def runs_by_hand(one, pack, law, way):
+    """Leading right drafts of every whole group, with the random numbers that calibration drew."""
+    drawn, starts = explain(MODEL, read(MODEL, pack), law), random_starts(pack, 9)
+    for row, some in enumerate(starts.tolist()):
+        for start in some:
+            if start + SLOTS + one.kind.ahead > pack.tokens.shape[1]:
+                continue
+            logits = alone(one, pack.tokens[row, : start + 1], drawn.noise[row, start + 1 : start + 1 + SLOTS])
+            run, wrong = 0, False
+            for j in range(one.kind.known, SLOTS):
+                label = start + one.kind.ahead + j
+                guess = pick(drawn.noise[row, label], law(logits[j])) if way == "pick" else logits[j].argmax()
+                wrong = wrong or bool(guess != pack.tokens[row, label])
+                run += not wrong
+            yield run
