@@ -1,0 +1,184 @@
+"""`python -m bench quality`: what each method's texts are worth, beside the speed at which they were made."""
+
+import argparse
+import json
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from lm_eval.api.task import Task
+from lm_eval.evaluator import evaluate
+from scipy.stats import binomtest
+
+from bench import suite, tasks, zoo
+from bench.errors import BenchError
+from bench.harness import HarnessModel, Made
+from bench.layout import NOTHING, Table, build, fixed, of, percent, significant
+from bench.measure import Team
+from bench.memory import memory_limits
+from bench.record import BASELINE, TWIN
+from bench.suite import DTYPES, RunSettings, spelled
+from bench.terminal import console, show
+
+FILE, ANSWERS = "quality.json", "quality_answers.jsonl"
+STRANGERS = ("suite", "prompts", "repeats")  # flags of `run` that mean nothing here
+NOTE = "p: exact McNemar test against autoregressive decoding, where texts differ. Speed is that of the same texts."
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One item as a method answered it."""
+
+    task: str
+    item: int
+    value: float  # its score, 1 for a right answer; the first metric of the task under its first filter
+    said: Any  # the text, or (log-probability, is greedy)
+
+
+@dataclass(frozen=True)
+class Result:
+    """All items by one method, in the order of the tasks."""
+
+    answers: list[Answer]
+    made: Made
+
+    @property
+    def score(self) -> float:
+        """Mean over items."""
+        return sum(answer.value for answer in self.answers) / len(self.answers)
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `quality`: those of `run`, and what to ask."""
+    suite.arguments(parser)
+    parser.add_argument("--items", metavar="NAME", help="bundled (default), gsm8k:PATH, or a task of lm-eval")
+    parser.add_argument("--data", metavar="PATH", help="GSM8K's questions as JSONL: the same as --items gsm8k:PATH")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where to write: a run's directory, for its report")
+
+
+def command(args: argparse.Namespace) -> int:
+    """Ask, score, compare, print."""
+    settings, items = chosen(args), asked(args)
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of what is meant to be so
+    out = console()
+    with memory_limits(settings.device):
+        results = measure(settings, tasks.load(items), args.max_new_tokens)
+    found = compare(results)
+    if args.out:
+        write(args.out, found, results)
+    show(table(found, items, settings), out)
+    out.print(f"{NOTE}\n{remark(found)}", soft_wrap=True)
+    return 0
+
+
+def chosen(args: argparse.Namespace) -> RunSettings:
+    """The settings of `run`, but all items. BenchError for flags that mean nothing here."""
+    named = suite.given(args)
+    if odd := [name for name in STRANGERS if name in named]:
+        raise BenchError(f"{spelled(odd[0])} means nothing to quality: leave it out")
+    return suite.chosen({"methods": ("prompt_lookup",), "limit": None} | named)
+
+
+def asked(args: argparse.Namespace) -> str:
+    """What `--items` and `--data` name. BenchError when they contradict."""
+    if args.data and args.items not in (None, tasks.GSM8K):
+        raise BenchError(f"--data is for GSM8K: leave out --items {args.items}, or --data")
+    if args.items == tasks.GSM8K and not args.data:
+        raise BenchError(f"{tasks.GSM8K} needs a local file: --items {tasks.GSM8K}:PATH")
+    return f"{tasks.GSM8K}:{args.data}" if args.data else args.items or tasks.BUNDLED
+
+
+def measure(settings: RunSettings, work: dict[str, Task], max_new_tokens: int | None = None) -> dict[str, Result]:
+    """Every method on all tasks, the baseline first. BenchError for methods outside the loop.
+
+    `max_new_tokens`: in place of the tasks' own.
+    """
+    target = zoo.load(settings.target, settings.device, DTYPES[settings.dtype])
+    team = Team(settings, target, target.config.context)
+    if team.references:
+        raise BenchError(f"{min(team.references)} decodes outside the loop: leave it out of --methods")
+    models = {label: HarnessModel(team, label, max_new_tokens) for label in team.methods if label != TWIN}
+    return {label: ask(model, work) for label, model in models.items()}
+
+
+def ask(model: HarnessModel, work: dict[str, Task]) -> Result:
+    """One method on all tasks."""
+    settings = model.team.settings
+    found = evaluate(lm=model, task_dict=work, limit=settings.limit, apply_chat_template=not settings.raw,
+                     bootstrap_iters=0)
+    assert found is not None  # only other ranks of a distributed run get nothing
+    return Result([answer(task, sample) for task, samples in found["samples"].items()
+                   for sample in samples if sample["filter"] == samples[0]["filter"]], model.made)
+
+
+def answer(task: str, sample: dict[str, Any]) -> Answer:
+    """What lm-eval logged of an item. BenchError for a metric that has no value per item."""
+    value = sample[sample["metrics"][0]]
+    if not isinstance(value, bool | int | float):
+        raise BenchError(f"{task} is not scored item by item: choose other --items")
+    return Answer(task, sample["doc_id"], float(value), sample["resps"][0][0])
+
+
+def compare(results: dict[str, Result]) -> dict[str, dict[str, Any]]:
+    """By method: score, p against the baseline (None where texts are identical), speed. Ready for JSON.
+
+    RuntimeError when identical texts score differently: then the scorer is wrong.
+    """
+    base = results[BASELINE]
+    found = {}
+    for label, result in results.items():
+        differing = sum(a.said != b.said for a, b in zip(base.answers, result.answers, strict=True))
+        if not differing and result.score != base.score:
+            raise RuntimeError(f"{label} gave the baseline's very texts, and scores {result.score}, not {base.score}")
+        p = mcnemar(zip(base.answers, result.answers, strict=True)) if differing else None
+        made = result.made
+        found[label] = {"score": result.score, "p": p, "items": len(result.answers), "differing": differing,
+                        "tokens_per_s": 1000 * made.tokens / made.ms if made.ms else None,
+                        "tokens_per_step": made.tokens / made.steps if made.steps else None}
+    return found
+
+
+def mcnemar(pairs: Iterable[tuple[Answer, Answer]]) -> float:
+    """McNemar's exact test: are items that only one of two solves as often the one's as the other's?
+
+    Where items score more than 0 and 1 it is the sign test. 1.0 where no item scores differently.
+    """
+    signs = [a.value < b.value for a, b in pairs if a.value != b.value]
+    return float(binomtest(sum(signs), len(signs)).pvalue) if signs else 1.0
+
+
+def write(directory: Path, found: dict[str, dict[str, Any]], results: dict[str, Result]) -> None:
+    """quality.json for the report, and every answer. BenchError where that cannot be written."""
+    lines = [json.dumps({"method": label} | vars(answer)) for label, result in results.items()
+             for answer in result.answers]
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / ANSWERS).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (directory / FILE).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise BenchError(f"cannot write to {directory} ({error.strerror}): choose another --out") from error
+
+
+def table(found: dict[str, dict[str, Any]], items: str, settings: RunSettings) -> Table:
+    """Quality beside speed."""
+    frame = pd.DataFrame.from_dict(found, orient="index").rename_axis("method").reset_index()
+    frame = frame.astype({"p": float, "tokens_per_s": float, "tokens_per_step": float})
+    title = f"Quality of {settings.target} on {items.partition(':')[0]}, temperature {settings.temperature:g}"
+    return build("quality", title, NOTE, frame, {
+        "Method": of("method"),
+        "Quality (%)": of("score", percent),
+        "Items": of("items"),
+        "Differing texts": lambda row: NOTHING if row.method == BASELINE else str(row.differing),
+        "p": lambda row: NOTHING if pd.isna(row.p) else f"{row.p:.2g}",
+        "Tokens/s": of("tokens_per_s", significant),
+        "Tokens/step": of("tokens_per_step", fixed),
+    })  # fmt: skip
+
+
+def remark(found: dict[str, dict[str, Any]]) -> str:
+    """Which methods gave the baseline's texts."""
+    same = [label for label, entry in found.items() if label != BASELINE and not entry["differing"]]
+    return f"The baseline's very texts, and its score: {', '.join(same) or 'no method'}."
