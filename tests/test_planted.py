@@ -6,8 +6,9 @@ oracle   steps that a drafter needs which knows the answer
 z        how often rejection accepted, against what both laws say
 law      the distribution of rejection's texts against the target's, by chi-square
 
-No single one suffices. The verdict cannot see what baseline and method share (parity does), nor a drafter or verifier
-that only wastes good guesses (the oracle does); z cannot see what happens after a refusal (the law does).
+No single one suffices. The verdict cannot see what baseline and method share (parity can), nor a drafter or a verifier
+that only wastes good guesses (the oracle can). z sees how many drafts were accepted, not which, nor what follows a
+refusal (the law does).
 """
 
 import inspect
@@ -27,7 +28,7 @@ from baselines.draft_model import DraftModel, Settings
 from baselines.prompt_lookup import PromptLookup
 from baselines.references import twin
 from bench import cache, loop, model, tree, verify
-from bench.noise import NoiseKey
+from bench.noise import Noise, NoiseKey
 from bench.sampling import Law, pick
 from bench.sequences import Prompt
 
@@ -198,16 +199,19 @@ MATCH_DEFECTS = {
         Defect(PromptLookup, "propose", "end[:, None] + 1", "end[:, None] + 2")),
 }
 REJECT_DEFECTS = {
-    "the law handed over is not the one drafted from": (
+    "a wrong draft law: that of twice the temperature": (
         {"z", "law"},
-        Defect(DraftModel, "propose", "laws.append(choices)", "laws.append(type(self.law)(2.0)(logits))")),
+        Defect(verify, "reject", "= tree.draft_mass,",
+               "= (flat := tree.draft_mass.double() ** 0.5).div(flat.sum(-1, keepdim=True)).mul(2**32).long(),")),
+    "a wrong draft law: one that happens to be accepted as often": (
+        {"law"},
+        Defect(verify, "reject", "= tree.draft_mass,", "= (tree.draft_mass + tree.draft_mass.roll(1, -1)) // 2,")),
     "one number for draft, test and residual": (
         {"z", "law"},
-        Defect(DraftModel, "draw", '"draft"', '"test"'),
-        Defect(verify, "reject", '"residual"', '"test"')),
+        Defect(Noise, "at", "[stream]", '["target"]')),
     "one number for draft and test": (
         {"z", "law"},
-        Defect(DraftModel, "draw", '"draft"', '"test"')),
+        Defect(Noise, "at", "[stream]", '[stream.replace("draft", "test")]')),
     "one number for test and residual": (
         {"law"},
         Defect(verify, "reject", '"residual"', '"test"')),
