@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from bench import prompts, zoo
+from bench.drafters import identity
 from bench.errors import BenchError
 from bench.filters import Sieve, spoken
 from bench.memory import memory_limits
@@ -85,11 +86,6 @@ class Job:
     def law(self, number: int) -> Law:
         """Of the answers of shard `number`: greedy ones lie evenly between the others."""
         return Law() if int((number + 1) * self.greedy) > int(number * self.greedy) else self.origin.law
-
-
-def identity(target: zoo.Target) -> str:
-    """What tells a target from all others: the hash of its weights, or its name if they are random."""
-    return target.checksum or target.name
 
 
 def write(job: Job, out: Console) -> None:

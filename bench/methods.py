@@ -11,6 +11,7 @@ from typing import Any, get_type_hints
 
 from baselines.autoregressive import Autoregressive
 from baselines.draft_model import DraftModel
+from baselines.medusa import Medusa
 from baselines.prompt_lookup import PromptLookup
 from baselines.references import CACHES, Reference
 from bench.errors import BenchError
@@ -20,6 +21,7 @@ METHODS: dict[str, type[Method]] = {
     "autoregressive": Autoregressive,
     "prompt_lookup": PromptLookup,
     "draft_model": DraftModel,
+    "medusa": Medusa,
 }
 REFERENCES: dict[str, type[Reference]] = dict.fromkeys(CACHES, Reference)  # decode outside the loop, in a section apart
 TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}

@@ -10,6 +10,8 @@ from bench.noise import Noise
 from bench.sampling import MASS_BITS, NOISE_BITS, Choices, Law, draw, pick
 from bench.tree import Structure, Tree
 
+TYPICAL_EPSILON, TYPICAL_DELTA = 0.09, 0.3
+
 
 @dataclass
 class Evidence:
@@ -78,6 +80,25 @@ def reject(trial: Trial) -> Outcome:
     return outcome
 
 
+def typical(trial: Trial) -> Outcome:
+    """Keep the drafts that are likely enough for the target: lossy.
+
+    Medusa (Cai et al., 2024, section 2.3.1): p(x) > min(epsilon, delta exp(-H(p))) under the law; the values of
+    epsilon and delta are those of the authors' code. The target's own token is drawn as ever.
+    """
+    tree, n = trial.tree, trial.tree.tokens.shape[1]
+    structure = tree.resolve()
+    mass = trial.law(trial.logits).dense(trial.logits.shape[-1])
+    p = (mass.double() / mass.sum(-1, keepdim=True)).gather(1, tree.parents[:, :n, None].expand_as(mass))
+    bar = (TYPICAL_DELTA * torch.xlogy(p, p).sum(-1).exp()).clamp(max=TYPICAL_EPSILON)
+    right = p.gather(2, tree.tokens[..., None]).squeeze(2) > bar
+    last = deepest(structure, torch.cat([torch.ones_like(right[:, :1]), right[:, 1:]], 1))
+    logits = trial.logits.gather(1, last[:, None, None].expand(-1, 1, mass.shape[2]))
+    own = draw(trial.noise.at("target", trial.root[:, None] + structure.depths.gather(1, last[:, None]) + 1), logits,
+               trial.law)
+    return settle(tree, structure, last, own)
+
+
 def residual(p: Tensor, q: Tensor, last: Tensor) -> Choices:
     """What is left of the target's law after the last accepted row -> [B, 1, vocab].
 
@@ -121,4 +142,4 @@ def settle(tree: Tree, structure: Structure, last: Tensor, own: Tensor) -> Outco
     return Outcome(last, accepted.squeeze(1), drafted, path, tokens)
 
 
-VERIFIERS: dict[str, Verifier] = {"match": match, "reject": reject}
+VERIFIERS: dict[str, Verifier] = {"match": match, "reject": reject, "typical": typical}

@@ -14,6 +14,8 @@ import torch
 
 from baselines.draft_model import DraftModel
 from baselines.draft_model import Settings as DraftSettings
+from baselines.medusa import Heads, Medusa
+from baselines.medusa import Settings as MedusaSettings
 from baselines.prompt_lookup import PromptLookup
 from baselines.prompt_lookup import Settings as LookupSettings
 from bench.loop import Method
@@ -123,8 +125,21 @@ def test_a_ragged_batch_takes_as_many_steps_as_its_longest(plan):
 
 # A world where the next token is the successor of the last, so that a perfect drafter can be written down.
 CYCLE = tiny.bigram(40.0 * torch.eye(8, dtype=torch.float64).roll(1, 1))
+
+
+def perfect_heads(count):
+    """Head i shifts the one-hot hidden state by i + 1 places. Only first ranks are of use, so the tree is a chain."""
+    heads = Heads(8, count, ranks=2).double()
+    for shift, matrix in enumerate(heads.matrices, 1):
+        matrix.data = 3 * torch.eye(8, dtype=torch.float64).roll(shift, 0)
+    heads.accuracy.copy_(torch.tensor([1.0, 0.0]))
+    return heads.requires_grad_(False)
+
+
+LATE = {"medusa"}  # learn from a step, so that their first one has no drafts
 ORACLES: dict[str, tuple[tiny.Make, int]] = {  # name: (a perfect version of the method, its k)
     "draft_model": (partial(DraftModel, settings=DraftSettings(draft="-", k=4), drafter=CYCLE), 4),
+    "medusa": (partial(Medusa, settings=MedusaSettings(rows=5), drafter=perfect_heads(4)), 4),
     "prompt_lookup": (partial(PromptLookup, settings=LookupSettings(k=6)), 6),
 }
 
@@ -142,7 +157,7 @@ def test_a_perfect_version_of_the_method(name, law):
     for limit in (1, k + 1, k + 2, 30):
         for text, prompt in zip(tiny.decode(make, CYCLE, law, work, limit), work[0].prompts, strict=True):
             assert text.tokens == [(prompt.ids[-1] + 1 + i) % 8 for i in range(limit)]
-            assert text.steps == ceil(limit / (k + 1))
+            assert text.steps == (1 + ceil((limit - 1) / (k + 1)) if name in LATE else ceil(limit / (k + 1)))
 
 
 def test_a_draft_model_that_is_its_target_is_an_oracle():

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from baselines.draft_model import Settings as DraftSettings
+from baselines.medusa import Heads
+from baselines.medusa import Settings as MedusaSettings
 from baselines.prompt_lookup import Settings as LookupSettings
 from bench.clip import clip
 from bench.config import Config
@@ -172,7 +174,18 @@ class Trained:
     drafter: Callable[[Transformer], Any]
 
 
-TRAINED = {"draft_model": Trained(DraftSettings(draft="perturbed", k=3), partial(perturbed, amount=0.15))}
+def random_heads(model: Transformer, heads: int = 3, ranks: int = 4) -> Heads:
+    """Medusa heads that guess at random, and so are right now and then."""
+    random, made = torch.Generator().manual_seed(0), Heads(model.config.hidden, heads, ranks).double()
+    for parameter in made.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=random, dtype=torch.float64)
+    return made.requires_grad_(False)
+
+
+TRAINED = {
+    "draft_model": Trained(DraftSettings(draft="perturbed", k=3), partial(perturbed, amount=0.15)),
+    "medusa": Trained(MedusaSettings(rows=12), random_heads),
+}
 SETTINGS = {"prompt_lookup": LookupSettings(k=5, ngram=2)}  # where the defaults are too large for tiny texts
 
 

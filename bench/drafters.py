@@ -1,0 +1,128 @@
+"""Trained drafters on disk: matrices as int8 rows with scales, and a card, in one safetensors file."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from bench.errors import BenchError
+from bench.sampling import Law
+from bench.zoo import Target
+
+SCALE = ".scale"  # suffix of a matrix' scales
+SMALL = 4096  # matrices of fewer elements stay as they are
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a drafter is, and what it was made from."""
+
+    method: str
+    options: dict[str, Any]  # its shape
+    target: str  # name
+    checksum: str  # of the target's weights; its name if they are random
+    data: str  # hash of the training texts
+    law: Law
+    steps: int
+    minutes: float
+    acceptance: float  # tokens per step on held-out text, by teacher forcing
+    stored: float  # the same after quantisation
+    sha256: str = ""  # of all tensors in the file
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+def identity(target: Target) -> str:
+    """What tells a target from all others: the hash of its weights, or its name if they are random."""
+    return target.checksum or target.name
+
+
+def quantised(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What the file holds: matrices as int8 with one float16 scale per row, all else as float32."""
+    stored = {}
+    for name, value in weights.items():
+        value = value.detach().float().cpu()
+        if value.dim() != 2 or value.numel() < SMALL:
+            stored[name] = value.contiguous()
+            continue
+        scale = (value.abs().amax(1, keepdim=True) / 127).clamp(min=1e-7).half()
+        stored[name] = (value / scale.float()).round().clamp(-127, 127).to(torch.int8)
+        stored[name + SCALE] = scale
+    return stored
+
+
+def restored(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Float32 weights from what `quantised` gave."""
+    names = [name for name in stored if not name.endswith(SCALE)]
+    return {name: stored[name].float() * stored[name + SCALE].float() if name + SCALE in stored else stored[name]
+            for name in names}
+
+
+def round_trip(module: nn.Module) -> None:
+    """Make a module what it will be when it comes back from disk."""
+    module.load_state_dict(restored(quantised(module.state_dict())))
+
+
+def save(path: Path, module: nn.Module, card: Card) -> Card:
+    """Write a module in one go; the card with its hash."""
+    tensors = quantised(module.state_dict())
+    card = Card(**{**vars(card), "sha256": digest(tensors)})
+    fresh = path.with_name(f".{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, fresh, metadata={"card": json.dumps(asdict(card))})
+        fresh.replace(path)
+    except OSError as error:
+        raise BenchError(f"cannot write {path} ({error.strerror}): choose another --out") from error
+    return card
+
+
+@dataclass(frozen=True)
+class Drafter:
+    """What a file holds."""
+
+    name: str
+    card: Card
+    weights: dict[str, Tensor]  # float32
+
+    def into(self, module: nn.Module) -> nn.Module:
+        """Load the weights, every one of them and no other, and freeze."""
+        try:
+            module.load_state_dict(self.weights)
+        except RuntimeError as error:
+            raise BenchError(f"{self.name}: {str(error).splitlines()[-1].strip()}") from None
+        return module.requires_grad_(False)
+
+
+def load(path: Path, method: str, target: Target) -> Drafter:
+    """Read what `save` wrote. BenchError when it is damaged, of another method, or of another target."""
+    try:
+        with safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {})["card"])
+            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        card = Card(**{**about, "law": Law(**about["law"])})
+    except (OSError, SafetensorError, KeyError, TypeError) as error:
+        raise BenchError(f"{path.name}: not a drafter that can be read ({type(error).__name__}: {error})") from None
+    if digest(stored) != card.sha256:
+        raise BenchError(f"{path.name} is damaged: its weights have not the hash that its card names")
+    if card.method != method:
+        raise BenchError(f"{path.name} was trained for {card.method}, not for {method}")
+    if card.checksum != identity(target):
+        raise BenchError(f"{path.name} was trained for another target ({card.target}, {card.checksum[:12]}; this one "
+                         f"is {target.name}, {identity(target)[:12]}): train one for this target")
+    return Drafter(path.name, card, restored(stored))
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over names, dtypes, shapes and bytes."""
+    whole = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        whole.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        whole.update(value.contiguous().numpy().tobytes())
+    return whole.hexdigest()
