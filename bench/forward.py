@@ -10,7 +10,7 @@ from bench.cache import Cache
 from bench.model import Adapter, Transformer, attend_tree
 from bench.tree import Tree, chain
 
-PREFILL_CHUNK = 512
+PREFILL_CHUNK = 256
 
 
 @dataclass
