@@ -16,6 +16,7 @@ import sys
 import textwrap
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import judged
 import pytest
@@ -51,7 +52,7 @@ class Defect:
         original = getattr(self.owner, self.name)
         source = textwrap.dedent(inspect.getsource(original))
         assert source.count(self.old) == 1, f"{self.name} has changed: plant this defect anew"
-        scope = {}
+        scope: dict[str, Any] = {}
         exec(source.replace(self.old, self.new), vars(inspect.getmodule(original)), scope)
         patch.setattr(self.owner, self.name, scope[self.name])
         for module in list(sys.modules.values()):
@@ -75,7 +76,7 @@ def guessing(group):
     return partial(test_oracle.Oracle, settings=test_oracle.Plan(4, wrong_at=3, siblings=1), drafter=known)
 
 
-def verdict_rings():
+def verdict():
     """Prompt lookup, a draft model and a tree method against the baseline."""
     makes = {name: tiny.registered(name, TARGET) for name in ("prompt_lookup", "draft_model")}
     for group in WORK:
@@ -86,7 +87,7 @@ def verdict_rings():
     return False
 
 
-def parity_rings():
+def parity():
     """Every token of the baseline, drawn again from transformers' logits of the same weights."""
     other = twin(TARGET)
     case = judged.measure({}, TARGET, LAW, WORK)
@@ -100,13 +101,12 @@ def parity_rings():
     return False
 
 
-def oracle_rings():
+def oracle():
     """The oracle tests themselves."""
-    checks = [partial(test_oracle.test_a_perfect_version_of_the_method, name, LAW)
-              for name in ("draft_model", "prompt_lookup")]
-    checks += [test_oracle.test_a_draft_model_that_is_its_target_is_an_oracle,
-               partial(test_oracle.test_the_right_chain_or_the_right_path_of_a_tree, 4, 2, 23)]
-    for check in checks:
+    for check in (partial(test_oracle.test_a_perfect_version_of_the_method, "draft_model", LAW),
+                  partial(test_oracle.test_a_perfect_version_of_the_method, "prompt_lookup", LAW),
+                  test_oracle.test_a_draft_model_that_is_its_target_is_an_oracle,
+                  partial(test_oracle.test_the_right_chain_or_the_right_path_of_a_tree, 4, 2, 23)):
         try:
             check()
         except AssertionError:
@@ -126,31 +126,34 @@ def rejecting():
     return list(judged.decoded("reject", make, target, LAW, [group], limit=2))
 
 
-def z_rings():
+def z(records):
     """The verdict of a method verified by rejection."""
-    return judged.judge(rejecting(), None, {})["reject"].verdict == "BROKEN"
+    return judged.Case(records, None, {}).verdicts()["reject"].verdict == "BROKEN"
 
 
-def law_rings():
+def law(records):
     """Counts of the 25 texts of two tokens."""
     counts = torch.zeros(5, 5)
-    for record in rejecting():
+    for record in records:
         counts[tuple(record.tokens)] += 1
     p = TABLE.double().softmax(-1)
     expected = p[0, :, None] * p
     return chisquare(counts.flatten().numpy(), (expected * MANY / expected.sum()).flatten().numpy()).pvalue < FAR
 
 
-EXACT = {"verdict": verdict_rings, "parity": parity_rings, "oracle": oracle_rings}
-REJECTION = {"z": z_rings, "law": law_rings}
+def exact():
+    """Alarms of exact decoding that ring."""
+    return {rings.__name__ for rings in (verdict, parity, oracle) if rings()}
 
 
-def ringing(alarms):
-    return {name for name, rings in alarms.items() if rings()}
+def rejection():
+    """Alarms of rejection that ring."""
+    records = rejecting()
+    return {rings.__name__ for rings in (z, law) if rings(records)}
 
 
 def test_nothing_rings_on_the_healthy_engine():
-    assert ringing(EXACT | REJECTION) == set()
+    assert exact() | rejection() == set()
 
 
 # What is planted, by name: the alarms that must ring, all others being silent, and where.
@@ -232,10 +235,10 @@ def planted(entry, monkeypatch):
 @pytest.mark.parametrize("name", MATCH_DEFECTS)
 def test_a_defect_of_exact_decoding(name, monkeypatch):
     expected = planted(MATCH_DEFECTS[name], monkeypatch)
-    assert ringing(EXACT) == expected
+    assert exact() == expected
 
 
 @pytest.mark.parametrize("name", REJECT_DEFECTS)
 def test_a_defect_of_rejection(name, monkeypatch):
     expected = planted(REJECT_DEFECTS[name], monkeypatch)
-    assert ringing(REJECTION) == expected
+    assert rejection() == expected

@@ -186,8 +186,8 @@ def test_logits_moved_far_beyond_it_are_broken(law, dtype, shaken):
 def test_half_precision_by_itself_is_never_broken():
     """Whether texts part at all depends on the machine's kernels; that rounding explains it if they do, does not."""
     target = judged.cast(judged.roomy(1), torch.bfloat16)
-    makes = {"padded": partial(PaddedAutoregressive, settings=Padding(8)),
-             "prompt_lookup": tiny.registered("prompt_lookup", target)}
+    makes: dict[str, tiny.Make] = {"padded": partial(PaddedAutoregressive, settings=Padding(8)),
+                                   "prompt_lookup": tiny.registered("prompt_lookup", target)}
     for law in LAWS.values():
         found = judged.measure(makes, target, law, judged.work(4, 3, batch=4, vocab=64)).verdicts()
         assert {v.verdict for v in found.values()} <= {"identical", "numerical ties"}, found
