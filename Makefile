@@ -7,7 +7,7 @@ BENCH  := $(BIN)/python -m bench
 TARGET ?= smollm2-135m
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv bench smoke test lint microbench report compare world
+.PHONY: help .venv bench smoke test lint microbench quality cost report compare world
 
 help: ## this list
 	@awk -F ':.*## ' '/^[.a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,12 @@ lint: .venv ## ruff and mypy
 
 microbench: .venv ## one step by phases, and the loop against one written by hand (TARGET=model)
 	TARGET=$(TARGET) $(BIN)/python -m pytest tests/microbench -o python_files='bench_*.py' --benchmark-only $(ARGS)
+
+quality: .venv ## quality beside speed, on the bundled items (minutes)
+	$(BENCH) quality --target $(TARGET) $(ARGS)
+
+cost: .venv ## memory and energy of each method, alone in its process
+	$(BENCH) cost --target $(TARGET) $(ARGS)
 
 report: .venv ## RUN=directory: its tables and figures once more
 	$(BENCH) report $(RUN) $(ARGS)

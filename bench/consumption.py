@@ -1,0 +1,71 @@
+"""What a process and its card take: memory by the allocator's or the system's word, energy by the driver's."""
+
+import resource
+import sys
+import time
+
+import pynvml
+import torch
+
+COPIED = 1 << 28  # bytes: several times what any cache holds
+COPIES = 5
+
+
+class Meter:
+    """Peak memory since it was made, energy since `start`."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.card, self.before = device, None, 0
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            pynvml.nvmlInit()
+            uuid = torch.cuda.get_device_properties(device).uuid  # torch and the driver may count cards differently
+            self.card = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+
+    def start(self) -> None:
+        """Begin to count energy."""
+        self.before = self.total_mj()
+
+    def energy_mj(self) -> float | None:
+        """Millijoules of the whole card since `start`; None where nothing counts them."""
+        return self.total_mj() - self.before or None
+
+    def total_mj(self) -> int:
+        """The driver's counter: mJ since it was loaded (Volta and later); 0 where there is none."""
+        if self.card is None:
+            return 0
+        torch.cuda.synchronize(self.device)
+        try:
+            return int(pynvml.nvmlDeviceGetTotalEnergyConsumption(self.card))
+        except pynvml.NVMLError:
+            return 0
+
+    def peak_bytes(self) -> int:
+        """CUDA: most that tensors held since the meter was made, graphs included if they were captured since.
+
+        CPU: most that the process ever had resident, its libraries and the loading of the model included.
+        """
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def copied_bytes_per_s(device: torch.device) -> float:
+    """Copy bandwidth: bytes read and written per second, the best of several copies that no cache can hold."""
+    source = torch.zeros(COPIED // 4, dtype=torch.float32, device=device)
+    goal = torch.empty_like(source)
+    return 2 * COPIED / min(copy_seconds(source, goal) for _ in range(COPIES))
+
+
+def copy_seconds(source: torch.Tensor, goal: torch.Tensor) -> float:
+    """One copy, on the device's own clock if it has one."""
+    if not source.is_cuda:
+        begin = time.perf_counter()
+        goal.copy_(source)
+        return time.perf_counter() - begin
+    begin_event, end_event = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin_event.record()
+    goal.copy_(source)
+    end_event.record()
+    end_event.synchronize()
+    return begin_event.elapsed_time(end_event) / 1000
