@@ -1,22 +1,29 @@
 """Speculative decoding with a draft model (Leviathan et al., 2023; Chen et al., 2023): a chain of k drafted tokens."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from baselines.draft_lesson import Layers
+from bench import drafters
 from bench.cache import Cache
 from bench.errors import BenchError
 from bench.forward import forward_for, prefill
 from bench.loop import Method
+from bench.model import Transformer
 from bench.sampling import draw
 from bench.tree import Tree, chain, chain_parents
 
 
 @dataclass(frozen=True)
 class Settings:
-    """`draft`: a zoo name; `verify`: "match" (shared noise, same text) or "reject" (own noise, same distribution)."""
+    """`draft`: a zoo name, or a .safetensors file that `train` wrote.
+
+    `verify`: "match" (shared noise, same text) or "reject" (own noise, same distribution).
+    """
 
     draft: str = ""
     k: int = 4
@@ -47,11 +54,13 @@ class DraftModel(Method):
 
     @classmethod
     def load(cls, settings: Any, target: Any) -> Any:
-        """The draft model by its zoo name. Raises BenchError when its vocabulary is another."""
+        """The draft model by its zoo name or file. Raises BenchError when its vocabulary or its target is another."""
         from bench import zoo
 
         if not settings.draft:
             raise BenchError("draft_model needs a draft: draft_model:draft=NAME (see `python -m bench list`)")
+        if settings.draft.endswith(".safetensors"):
+            return trained(Path(settings.draft), target)
         draft = zoo.load(settings.draft, target.model.norm.device, target.model.norm.dtype)
         zoo.require_same_vocabulary(target, draft)
         return draft.model
@@ -92,3 +101,11 @@ class DraftModel(Method):
         rows = tokens.shape[1]
         tree = Tree(tokens, self.parents[rows], depth=rows - 1, is_chain=True, structure=self.chains[rows])
         return self.forward(tree, base, None, ()).logits
+
+
+def trained(path: Path, target: Any) -> Transformer:
+    """The shallow model in a file that `train` wrote, between the target's embedding and head."""
+    found = drafters.load(path, "draft_model", target)
+    layers = Layers(target.model, found.card.options["layers"])
+    found.into(layers)
+    return layers.to(target.model.norm.dtype).on(target.model).requires_grad_(False)

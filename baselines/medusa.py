@@ -69,7 +69,7 @@ def choose(accuracy: list[list[float]], rows: int) -> ChoiceTree:
     Section 2.3.3 of the paper: greedy, the best leaf first. Chances fall from parent to child, so greedy is optimal.
     """
     tree = ChoiceTree([0], [0], [0])
-    ranked = [sorted(range(len(row)), key=lambda r, row=row: -row[r]) for row in accuracy]  # by measured chance
+    ranked = [sorted(range(len(row)), key=row.__getitem__, reverse=True) for row in accuracy]  # by measured chance
     queue = [(-accuracy[0][ranked[0][0]], 0, 0)]  # minus the chance of the path, parent, place among its siblings
     chance = [1.0]
     while queue and len(tree.parents) < rows:

@@ -42,16 +42,16 @@ class Distil(torch.autograd.Function):
     """Loss and gradient in one pass: d KL(p || softmax(z / T)) / dz = (softmax(z / T) - p) / T."""
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, head: Tensor, goals: Goals, temperature: float) -> Tensor:
-        """[R, H], [vocab, H] -> [R] float32, in nats."""
-        losses, gradients, head = [], [], head.to(hidden.dtype)
+    def forward(ctx, hidden: Tensor, model: Transformer, goals: Goals, temperature: float) -> Tensor:
+        """[R, H] -> [R] float32, in nats."""
+        losses, gradients = [], []
         for start in range(0, len(hidden), CHUNK):
             rows = slice(start, start + CHUNK)
             goal = goals(rows)
-            log_q = ((hidden[rows] @ head.T).float() / temperature).log_softmax(-1)
+            log_q = (model.score(hidden[rows]) / temperature).log_softmax(-1)
             losses.append((torch.xlogy(goal.chance, goal.chance) - goal.chance * log_q.gather(1, goal.ids)).sum(1))
             gradient = log_q.exp_().scatter_add_(1, goal.ids, -goal.chance).div_(temperature)
-            gradients.append(gradient.to(hidden.dtype) @ head)
+            gradients.append(gradient.to(hidden.dtype) @ model.head)
         ctx.save_for_backward(torch.cat(gradients))
         return torch.cat(losses)
 
@@ -62,7 +62,7 @@ class Distil(torch.autograd.Function):
         return (gradient[:, None] * saved).to(saved.dtype), None, None, None
 
 
-def distil(hidden: Tensor, head: Tensor, goals: Goals, temperature: float = 1.0) -> Tensor:
-    """How far the student's softmax is from the goal of each row, [R] float32 nats. hidden [R, H], head [vocab, H]."""
+def distil(hidden: Tensor, model: Transformer, goals: Goals, temperature: float = 1.0) -> Tensor:
+    """How far the softmax of `model`'s frozen head is from the goal of each row, in nats: [R, H] -> [R] float32."""
     with torch.autocast(hidden.device.type, enabled=False):
-        return Distil.apply(hidden, head, goals, temperature)  # type: ignore[no-untyped-call]
+        return Distil.apply(hidden.to(model.head.dtype), model, goals, temperature)  # type: ignore[no-untyped-call]

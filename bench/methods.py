@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from baselines import draft_lesson, medusa_lesson
 from baselines.autoregressive import Autoregressive
 from baselines.draft_model import DraftModel
 from baselines.medusa import Medusa
@@ -16,6 +17,8 @@ from baselines.prompt_lookup import PromptLookup
 from baselines.references import CACHES, Reference
 from bench.errors import BenchError
 from bench.loop import Method, NoSettings
+from bench.sampling import Law
+from bench.trainer import Trainable
 
 METHODS: dict[str, type[Method]] = {
     "autoregressive": Autoregressive,
@@ -24,6 +27,7 @@ METHODS: dict[str, type[Method]] = {
     "medusa": Medusa,
 }
 REFERENCES: dict[str, type[Reference]] = dict.fromkeys(CACHES, Reference)  # decode outside the loop, in a section apart
+LESSONS: dict[str, Any] = {"draft_model": draft_lesson.Lesson, "medusa": medusa_lesson.Lesson}
 TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -71,11 +75,25 @@ def parse_one(text: str) -> Entry:
     name, *pieces = split(text, ":")
     if name not in METHODS and name not in REFERENCES:
         raise BenchError(f"unknown method {name!r}; there are {', '.join([*METHODS, *REFERENCES])}")
-    valid, types, given = options(name), get_type_hints(settings_type(name)), pairs(name, pieces)
+    return Entry(name, filled(name, settings_type(name), pieces))
+
+
+def lesson(text: str, target: Any, law: Law) -> Trainable:
+    """What trains the drafter of a method for a zoo target: `name:key=value:key=value`, with options of training."""
+    name, *pieces = split(text, ":")
+    if name not in LESSONS:
+        raise BenchError(f"there is nothing to train for {name!r}; there is for {', '.join(LESSONS)}")
+    return LESSONS[name](target, law, filled(name, LESSONS[name].Options, pieces))
+
+
+def filled(name: str, kind: type, pieces: list[str]) -> Any:
+    """A dataclass of options with the given ones in place."""
+    valid, types = defaults(kind), get_type_hints(kind)
+    given = pairs(name, pieces, valid)
     for key in given:
         if key not in valid:
             raise BenchError(f"{name} has no option {key!r}; {listing(valid)}")
-    return Entry(name, settings_type(name)(**{key: convert(name, key, given[key], types[key]) for key in given}))
+    return kind(**{key: convert(name, key, given[key], types[key]) for key in given})
 
 
 def settings_type(name: str) -> type:
@@ -85,10 +103,15 @@ def settings_type(name: str) -> type:
 
 def options(name: str) -> dict[str, Any]:
     """A method's options with their defaults."""
-    return {f.name: f.default for f in fields(settings_type(name))}
+    return defaults(settings_type(name))
 
 
-def pairs(name: str, pieces: list[str]) -> dict[str, str]:
+def defaults(kind: type) -> dict[str, Any]:
+    """A dataclass' fields with their defaults."""
+    return {f.name: f.default for f in fields(kind)}
+
+
+def pairs(name: str, pieces: list[str], valid: Mapping[str, Any]) -> dict[str, str]:
     """["k=8", "draft=hf", "org/name"] -> {"k": "8", "draft": "hf:org/name"}."""
     given: dict[str, str] = {}
     key = ""
@@ -101,7 +124,7 @@ def pairs(name: str, pieces: list[str]) -> dict[str, str]:
         elif key:
             given[key] += ":" + piece
         else:
-            raise BenchError(f"{name}:{piece} is not NAME:KEY=VALUE; {listing(options(name))}")
+            raise BenchError(f"{name}:{piece} is not NAME:KEY=VALUE; {listing(valid)}")
     return {key: value.removeprefix("[").removesuffix("]") for key, value in given.items()}
 
 

@@ -56,7 +56,7 @@ class Batch:
     def read(self, model: Transformer) -> Tensor:
         """A pass of a model: the head's input after every token, [B, T, hidden]."""
         model.extend_rope(self.tokens.shape[1])
-        return model(model.embed(self.tokens), self.positions(), self.attend()).last
+        return model(model.embed(self.tokens).to(model.norm.dtype), self.positions(), self.attend()).last
 
 
 def packed(texts: Sequence[Text], rows: int, length: int) -> Batch:
@@ -84,7 +84,7 @@ class Reader:
         """The batch of a step: texts drawn at random, as many as its rows hold."""
         random, drawn, room = np.random.default_rng((self.seed, step)), [], self.rows * self.length
         while room > 0:
-            drawn.append(self.texts[random.integers(len(self.texts))])
+            drawn.append(self.texts[int(random.integers(len(self.texts)))])
             room -= len(drawn[-1].ids)
         return packed(drawn, self.rows, self.length)
 

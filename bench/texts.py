@@ -95,3 +95,39 @@ def shards(directory: Path) -> Iterator[Shard]:
     if not paths:
         raise BenchError(f"{directory} holds no teacher text: write some with  python -m bench data --out {directory}")
     return map(Shard.load, paths)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What a drafter is trained on."""
+
+    seen: list[Text]
+    held_out: list[Text]
+    law: Law
+    digest: str  # of all its texts
+
+    @staticmethod
+    def read(directory: Path, checksum: str, greedy: bool) -> "Corpus":
+        """Sampled and greedy answers, or the greedy ones alone, which are for another law.
+
+        BenchError when the texts are another target's, of several laws, or too few.
+        """
+        texts, laws, whole = [], set(), hashlib.sha256()
+        for shard in shards(directory):
+            if shard.origin.checksum != checksum:
+                raise BenchError(f"{directory} was written by another target ({shard.origin.target}): write text with "
+                                 "this one, or name that one with --target")
+            if shard.origin.law == Law() or not greedy:
+                laws.add(shard.origin.law)
+                texts += shard.texts
+        sampled = laws - {Law()}
+        if len(sampled) > 1:
+            raise BenchError(f"{directory} holds texts of {len(sampled)} laws: give each law a directory of its own")
+        for text in texts:
+            whole.update(text.digest())
+        held_out = [text for text in texts if text.is_held_out]
+        if not held_out or len(held_out) == len(texts):
+            raise BenchError(f"{directory} holds {len(texts)} texts of the wanted law, too few to hold any out: write "
+                             "more with  python -m bench data")
+        law = next(iter(sampled or {Law()}))
+        return Corpus([text for text in texts if not text.is_held_out], held_out, law, whole.hexdigest())

@@ -1,0 +1,177 @@
+"""The one trainer of all drafters: batches in, a trained module out, and a checkpoint whenever it may have to stop."""
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from bench.errors import BenchError
+from bench.meter import Meter
+from bench.packing import Batch, Reader
+from bench.timing import synchronize
+
+CHECKPOINT = "checkpoint.pt"
+WARM_UP = 0.03  # share of the whole training in which the rate rises
+FINAL = 0.05  # of the full rate is left at the end
+PULSE = 10  # steps between looks at the clock
+SAVE_EVERY, MEASURE_EVERY = 120.0, 60.0  # seconds
+GLANCE = 2  # held-out batches looked at while training goes on
+GRADIENT_NORM = 1.0
+
+
+class Trainable(Protocol):
+    """The trained part of a method, as the trainer sees it."""
+
+    module: nn.Module  # float32; what is optimised is what requires a gradient
+    options: dict[str, Any]  # its shape: what it takes to build it again
+    rate: float  # learning rate that suits it
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean loss of a batch, a scalar with a gradient."""
+
+    def acceptance(self, batch: Batch) -> Tensor:
+        """(expected tokens per step summed over places, number of places), [2] float64, without a gradient."""
+
+    def measure(self, batches: list[Batch]) -> None:
+        """Whatever the module keeps that is measured on held-out text, not trained; before every `acceptance`."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how fast."""
+
+    seconds: float
+    steps: int | None = None  # if given, it is what counts
+    rate: float | None = None
+    seed: int = 0
+
+    def share(self, step: int, seconds: float) -> float:
+        """How much of the training is over, 0 to 1."""
+        return min(1.0, step / self.steps if self.steps else seconds / self.seconds)
+
+
+def pace(share: float) -> float:
+    """The learning rate at a share of the training, as a share of the full one: a line up, half a cosine down."""
+    if share < WARM_UP:
+        return max(share / WARM_UP, 0.01)
+    return FINAL + (1 - FINAL) * (1 + math.cos(math.pi * (share - WARM_UP) / (1 - WARM_UP))) / 2
+
+
+class Trainer:
+    """AdamW over a Trainable."""
+
+    def __init__(self, pupil: Trainable, seen: Reader, held_out: Reader, plan: Plan):
+        self.pupil, self.seen, self.plan = pupil, seen, plan
+        weights = [p for p in pupil.module.parameters() if p.requires_grad]
+        self.weights, self.device = weights, weights[0].device
+        self.held_out = [batch.to(self.device) for batch in held_out.whole(seen.rows)]
+        self.rate = plan.rate or pupil.rate
+        self.optimizer = torch.optim.AdamW(weights, self.rate, betas=(0.9, 0.98), weight_decay=0.01)
+        self.step, self.seconds = 0, 0.0
+        self.losses: list[Tensor] = []
+        self.saved = self.measured = 0.0
+
+    def run(self, directory: Path, facts: dict[str, Any], resume: bool, out: Console) -> None:
+        """Train to the end of the plan. `facts` must be the same in all sessions. Saves when it is stopped, too."""
+        if resume:
+            self.restore(directory, facts)
+        self.saved = self.measured = self.seconds
+        note = ""
+        with Meter(out) as meter:
+            try:
+                while (share := self.plan.share(self.step, self.seconds)) < 1:
+                    meter.show(share, note)
+                    self.train(self.pulse())
+                    note = self.note(note)
+                    if self.seconds - self.saved >= SAVE_EVERY:
+                        self.save(directory, facts)
+            except KeyboardInterrupt:
+                self.save(directory, facts)
+                raise
+            self.save(directory, facts)
+            meter.show(1.0, note)
+
+    def pulse(self) -> int:
+        """Steps to the next look at the clock."""
+        return min(PULSE, self.plan.steps - self.step) if self.plan.steps else PULSE
+
+    def train(self, steps: int) -> None:
+        """Some steps, timed together: the queue of a GPU is emptied only once."""
+        begin, start = time.perf_counter(), self.seconds
+        self.losses = []
+        for _ in range(steps):
+            torch.manual_seed((self.plan.seed << 32) + self.step)  # so that a resumed training is the same
+            share = self.plan.share(self.step, self.seconds)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.rate * pace(share)
+            self.optimizer.zero_grad(set_to_none=True)
+            with self.precision():
+                loss = self.pupil.loss(self.seen.at(self.step).to(self.device))
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.weights, GRADIENT_NORM)
+            self.optimizer.step()
+            self.losses.append(loss.detach())
+            self.step += 1
+            self.seconds = start + time.perf_counter() - begin
+        synchronize(self.device)
+        self.seconds = start + time.perf_counter() - begin
+
+    def precision(self) -> torch.autocast:
+        """bf16 products on CUDA; the weights stay float32."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+
+    def note(self, before: str) -> str:
+        """What the bar says: the loss, and now and then the held-out acceptance."""
+        loss = torch.stack(self.losses).mean().item()
+        if not math.isfinite(loss):
+            raise BenchError(f"the loss is {loss} after {self.step} steps: lower --rate (now {self.rate:g})")
+        accepted = before.partition(", ")[2]
+        if not accepted or self.seconds - self.measured >= MEASURE_EVERY:
+            self.measured = self.seconds
+            accepted = f"{self.accepted(GLANCE):.3f} tokens per step at step {self.step}"
+        return f"loss {loss:.3f}, {accepted}"
+
+    @torch.no_grad()
+    def accepted(self, batches: int | None = None) -> float:
+        """Tokens per step on held-out text; on the first `batches` of it, if given. The noise is always the same.
+
+        What a drafter keeps of measurements (a choice tree, say) is measured anew, on the same text.
+        """
+        torch.manual_seed(0)  # every step sets its own
+        with self.precision():
+            self.pupil.measure(self.held_out[:batches])
+            total = torch.stack([self.pupil.acceptance(batch) for batch in self.held_out[:batches]]).sum(0)
+        return float(total[0] / total[1])
+
+    def save(self, directory: Path, facts: dict[str, Any]) -> None:
+        """Write the checkpoint in one go."""
+        fresh = directory / f".{CHECKPOINT}"
+        state = {"facts": facts, "step": self.step, "seconds": self.seconds,
+                 "module": self.pupil.module.state_dict(), "optimizer": self.optimizer.state_dict()}
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            torch.save(state, fresh)
+            fresh.replace(directory / CHECKPOINT)
+        except (OSError, RuntimeError) as error:
+            raise BenchError(f"cannot write to {directory} ({error}): choose another --out") from error
+        self.saved = self.seconds
+
+    def restore(self, directory: Path, facts: dict[str, Any]) -> None:
+        """Go back to a checkpoint. BenchError when there is none, or when it is of another training."""
+        try:
+            state = torch.load(directory / CHECKPOINT, map_location=self.device, weights_only=True)
+        except (OSError, RuntimeError, ValueError, EOFError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise BenchError(f"{directory} holds no training to resume ({reason})") from None
+        for name, value in facts.items():
+            if state["facts"].get(name) != value:
+                raise BenchError(f"the training to resume had {name} {state['facts'].get(name)}, not {value}: "
+                                 "repeat its flags, or start anew with --out")
+        self.pupil.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.seconds = state["step"], state["seconds"]
