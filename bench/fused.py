@@ -37,7 +37,8 @@ class FusedForward:
 
     def __init__(self, model: Transformer, cache: Cache):
         self.model, self.cache = model, cache
-        self.gains = [gain for b in model.blocks for gain in (b.attention_norm, b.ffn_norm)] + [model.norm]
+        blocks = [block for block in model.blocks if isinstance(block, Block)]
+        self.gains = [gain for b in blocks for gain in (b.attention_norm, b.ffn_norm)] + [model.norm]
         # programs that have finished their part, per group; every launch leaves it at zero
         self.arrived = torch.zeros(MAX_GROUPS, dtype=torch.int32, device=cache.keys.device)
 
@@ -200,6 +201,7 @@ class Attention:
     def __call__(self, layer: int, qkv: Tensor) -> Tensor:
         """qkv [rows, (heads + 2 kv_heads) head_dim] -> attended [rows, heads head_dim]; writes the cache."""
         c, block = self.model.config, self.model.blocks[layer]
+        assert isinstance(block, Block)
         out = qkv.new_empty(len(qkv), c.heads * c.head_dim)
         attention_kernel[(self.splits, self.tiles, self.batch * c.kv_heads)](
             qkv, self.cache.keys[layer], self.cache.values[layer], self.model.rope, self.positions, self.ancestors,

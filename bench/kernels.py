@@ -52,7 +52,7 @@ def linear_kernel(x, squares, weight, slot_weight, ahead, slot_ahead, bias, resi
     is_slot = tile >= token_tiles
     start = tl.where(is_slot, token_rows + (tile - token_tiles) * BM, tile * BM)
     end = tl.where(is_slot, rows, token_rows)
-    w = tl.where(is_slot, slot_weight, weight)
+    w = slot_weight if is_slot else weight
     m = start + tl.arange(0, BM)
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     in_m, in_n = (m < end)[:, None], (n < N)[:, None]
@@ -153,8 +153,7 @@ def attention_kernel(qkv, keys, values, rope, positions, ancestors, roots, q_nor
     k_at = keys + cache + index[:, None] * D + half[None, :]
     v_at = values + cache + index[:, None] * D + full[None, :]
     old, fresh = index < root, (index >= root) & (index < end)
-    in_old = old[:, None] & in_half
-    k_a, k_b = tl.load(k_at, in_old, 0.0), tl.load(k_at + D // 2, in_old, 0.0)
+    k_a, k_b = tl.load(k_at, old[:, None] & in_half, 0.0), tl.load(k_at + D // 2, old[:, None] & in_half, 0.0)
     v = tl.load(v_at, old[:, None] & in_full, 0.0)
     row = tl.where(fresh, index - root, 0)
     sees = ancestors + (sequence * rows + q_row) * rows
@@ -169,9 +168,10 @@ def attention_kernel(qkv, keys, values, rope, positions, ancestors, roots, q_nor
     new_a, new_b = rotated(qkv, k_row, half, in_k, k_cos, k_sin, k_norm, eps, D, QK_NORM)
     new_v = tl.load(qkv + k_row + KV_HEADS * D + full[None, :], in_v, 0.0)
     k_a, k_b, v = tl.where(in_k, new_a, k_a), tl.where(in_k, new_b, k_b), tl.where(in_v, new_v, v)
-    tl.store(k_at, new_a, in_k & (tile == 0))
-    tl.store(k_at + D // 2, new_b, in_k & (tile == 0))
-    tl.store(v_at, new_v, in_v & (tile == 0))
+    if tile == 0:
+        tl.store(k_at, new_a, in_k)
+        tl.store(k_at + D // 2, new_b, in_k)
+        tl.store(v_at, new_v, in_v)
     score = tl.where(visible, tl.dot(q_b, k_b.T, tl.dot(q_a, k_a.T)) * scale, float("-inf"))
     top, total, acc = attended(score, v)
     group = tl.program_id(2) * tl.num_programs(1) + tile  # programs that share the same queries
