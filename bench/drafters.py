@@ -44,15 +44,15 @@ def identity(target: Target) -> str:
 
 
 def quantised(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What the file holds: matrices as int8 with one float16 scale per row, all else as float32."""
+    """What the file holds: large matrices as int8 with one float32 scale per row, all else as float32."""
     stored = {}
     for name, value in weights.items():
         value = value.detach().float().cpu()
         if value.dim() != 2 or value.numel() < SMALL:
             stored[name] = value.contiguous()
             continue
-        scale = (value.abs().amax(1, keepdim=True) / 127).clamp(min=1e-7).half()
-        stored[name] = (value / scale.float()).round().clamp(-127, 127).to(torch.int8)
+        scale = (value.abs().amax(1, keepdim=True) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+        stored[name] = (value / scale).round().to(torch.int8)
         stored[name + SCALE] = scale
     return stored
 
@@ -60,7 +60,7 @@ def quantised(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def restored(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Float32 weights from what `quantised` gave."""
     names = [name for name in stored if not name.endswith(SCALE)]
-    return {name: stored[name].float() * stored[name + SCALE].float() if name + SCALE in stored else stored[name]
+    return {name: stored[name].float() * stored[name + SCALE] if name + SCALE in stored else stored[name]
             for name in names}
 
 

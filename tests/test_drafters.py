@@ -1,0 +1,124 @@
+"""Drafters on disk: how much is lost, and what is refused."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from bench import zoo
+from bench.drafters import SCALE, Card, identity, load, quantised, restored, round_trip, save
+from bench.errors import BenchError
+from bench.sampling import Law
+
+TARGET = zoo.load("tiny")
+CARD = Card("medusa", {"heads": 2}, "tiny", "tiny", "0" * 64, Law(0.7, 50), 10, 0.5, 1.5, 1.4)
+
+
+class Module(nn.Module):
+    def __init__(self, seed=0):
+        super().__init__()
+        random = torch.Generator().manual_seed(seed)
+        scales = torch.logspace(-4, 2, 64)[:, None]  # rows of very different sizes
+        self.wide = nn.Parameter(torch.randn(64, 96, generator=random) * scales)
+        self.small = nn.Parameter(torch.randn(3, 4, generator=random))
+        self.norm = nn.Parameter(torch.randn(96, generator=random))
+
+
+@pytest.fixture
+def path(tmp_path):
+    file = tmp_path / "drafter.safetensors"
+    save(file, Module(), CARD)
+    return file
+
+
+def test_matrices_lose_half_a_step_and_all_else_nothing():
+    module = Module()
+    back = restored(quantised(module.state_dict()))
+    step = module.wide.abs().amax(1, keepdim=True) / 127
+    assert ((back["wide"] - module.wide).abs() <= 0.501 * step).all()
+    assert not torch.equal(back["wide"], module.wide)
+    assert torch.equal(back["small"], module.small)
+    assert torch.equal(back["norm"], module.norm)
+
+
+def test_zeros_stay_zeros():
+    assert not restored(quantised({"w": torch.zeros(80, 80)}))["w"].any()
+
+
+def test_what_comes_back_is_what_was_measured(path):
+    module = Module()
+    round_trip(module)
+    back = load(path, "medusa", TARGET).into(Module(seed=1))
+    assert all(torch.equal(a, b) for a, b in zip(module.state_dict().values(), back.state_dict().values(), strict=True))
+    assert not any(p.requires_grad for p in back.parameters())
+
+
+def test_storing_twice_changes_nothing():
+    once = quantised(Module().state_dict())
+    twice = quantised(restored(once))
+    assert all(torch.allclose(once[name].float(), twice[name].float(), atol=1) for name in once)
+
+
+def test_the_file_is_small_and_has_a_card(path):
+    assert path.stat().st_size < 64 * 96 * 1.2 + 2000  # one byte a number
+    card = load(path, "medusa", TARGET).card
+    assert replace(card, sha256="") == CARD
+    assert len(card.sha256) == 64
+
+
+def tampered(path, change):
+    with safe_open(path, "pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    change(metadata, tensors)
+    save_file(tensors, path, metadata=metadata)
+
+
+def test_one_changed_number_is_noticed(path):
+    tampered(path, lambda _, tensors: tensors["wide"].add_(1))
+    with pytest.raises(BenchError, match="damaged"):
+        load(path, "medusa", TARGET)
+
+
+def test_a_changed_scale_is_noticed(path):
+    tampered(path, lambda _, tensors: tensors["wide" + SCALE].mul_(1.5))
+    with pytest.raises(BenchError, match="damaged"):
+        load(path, "medusa", TARGET)
+
+
+def test_an_unknown_field_of_the_card_is_refused(path):
+    def change(metadata, _):
+        metadata["card"] = json.dumps(json.loads(metadata["card"]) | {"colour": "red"})
+
+    tampered(path, change)
+    with pytest.raises(BenchError, match="not a drafter that can be read"):
+        load(path, "medusa", TARGET)
+
+
+def test_another_method_target_or_shape_is_refused(path):
+    with pytest.raises(BenchError, match="trained for medusa, not for draft_model"):
+        load(path, "draft_model", TARGET)
+    with pytest.raises(BenchError, match="another target"):
+        load(path, "medusa", zoo.load("tiny:seed=1"))
+    with pytest.raises(BenchError, match=r"drafter\.safetensors: .*Unexpected key"):
+        load(path, "medusa", TARGET).into(nn.Linear(2, 2))
+    with pytest.raises(BenchError, match="size mismatch"):
+        odd = Module()
+        odd.norm = nn.Parameter(torch.zeros(5))
+        load(path, "medusa", TARGET).into(odd)
+
+
+def test_no_file_and_no_place(tmp_path):
+    with pytest.raises(BenchError, match="not a drafter that can be read"):
+        load(tmp_path / "nowhere", "medusa", TARGET)
+    (tmp_path / "plain").write_text("")
+    with pytest.raises(BenchError, match="choose another --out"):
+        save(tmp_path / "plain" / "x.safetensors", Module(), CARD)
+
+
+def test_identity_is_the_hash_or_the_name():
+    assert identity(TARGET) == "tiny"
+    assert identity(replace(TARGET, checksum="ab")) == "ab"
