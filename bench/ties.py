@@ -67,32 +67,17 @@ def widened(model: Transformer, dtype: torch.dtype) -> Transformer:
     return copy.prepare()
 
 
-def movement(logits: Tensor, law: Law, noise: int, token: int, most: float = 64.0) -> float:
-    """The least amount by which logits must move, each by its own share of it, before `pick` can give `token`.
-
-    Never more than is really needed. `logits` [vocab] float64; infinity beyond `most`.
-    """
-    if law.temperature == 0:
-        return float(logits.max() - logits[token]) / 2
-    if obtainable(logits, law, noise, token, 0.0):
-        return 0.0
-    low, high = 0.0, most
-    if not obtainable(logits, law, noise, token, most):
-        return math.inf
-    while high - low > 1e-3 * high:
-        middle = (low + high) / 2
-        low, high = (low, middle) if obtainable(logits, law, noise, token, middle) else (middle, high)
-    return low
-
-
 def obtainable(logits: Tensor, law: Law, noise: int, token: int, move: float) -> bool:
     """Whether moving each logit by at most `move` could let `pick` give `token`: necessary, so never too strict.
 
-    `pick` gives it if the ids below it hold at most u, and those up to it more than u. Below it, only ids that are in
-    the law whatever moves are counted, at their lightest, against all ids that may be in it, at their heaviest; up to
-    it, the reverse. Without truncation both extremes are reached, and the condition is sufficient as well: the moves
-    form a connected set, and where the upper sum just exceeds u the lower one does not.
+    Greedy, two logits that move towards each other close a gap of twice the move. Sampled, `pick` gives the token if
+    the ids below it hold at most u, and those up to it more than u. Below it, only ids that are in the law whatever
+    moves are counted, at their lightest, against all ids that may be in it, at their heaviest; up to it, the reverse.
+    Without truncation both extremes are reached, and the condition is sufficient as well: the moves form a connected
+    set, and where the upper sum just exceeds u the lower one does not.
     """
+    if law.temperature == 0:
+        return bool(logits.max() - logits[token] <= 2 * move)
     ids, u, error = torch.arange(len(logits)), noise / 2**NOISE_BITS, len(logits) * ROUNDING
     certain, possible = kept(logits, law, move)
     light, heavy = weights(logits, law, move)
@@ -100,6 +85,19 @@ def obtainable(logits: Tensor, law: Law, noise: int, token: int, move: float) ->
     first = share(light[certain & below], heavy[possible & ~below])
     last = 1 - share(light[certain & ~upto], heavy[possible & upto])
     return bool(possible[token]) and first <= u + error and u < last + error
+
+
+def movement(logits: Tensor, law: Law, noise: int, token: int, most: float = 64.0) -> float:
+    """The least move by which `token` is obtainable, to a thousandth of it; infinity beyond `most`."""
+    if obtainable(logits, law, noise, token, 0.0):
+        return 0.0
+    if not obtainable(logits, law, noise, token, most):
+        return math.inf
+    low, high = 0.0, most
+    while high - low > 1e-3 * high:
+        middle = (low + high) / 2
+        low, high = (low, middle) if obtainable(logits, law, noise, token, middle) else (middle, high)
+    return high
 
 
 def kept(logits: Tensor, law: Law, move: float) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ unchecked       nothing to compare with
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from bench.noise import NoiseKey
 from bench.null import Prompts, Rate, law_of, padded_rate, prompt_of, shared
 from bench.quantities import rejection_z
 from bench.record import BASELINE, Key, Record, frame, read
-from bench.ties import Recheck, Row, movement
+from bench.ties import Recheck, Row, movement, obtainable
 from bench.zoo import Target
 
 FILE = "verdicts.json"
@@ -69,14 +69,7 @@ class Pair:
         return f"question {self.own.question_id}, turn {self.own.turn}, token {self.position}"
 
 
-@dataclass(frozen=True)
-class Tie:
-    """How far logits must move for both tokens to be drawn, and how far the run's dtype moves them at that row."""
-
-    needed: float
-    deviation: float
-
-
+Objections = dict[Key, str]  # by the key of the method's record: why it is no matter of rounding
 Null = Callable[[int], Rate]  # rows -> how often the baseline diverges from itself when it is padded to them
 
 
@@ -101,36 +94,48 @@ def judge(records: Iterable[Record], target: Target, prompts: Prompts) -> dict[s
     baseline = {record.key[1:]: record for record in methods.get(BASELINE, [])}
     pairs = {label: [Pair(baseline[own.key[1:]], own) for own in rows if own.key[1:] in baseline]
              for label, rows in methods.items()}
-    ties = recheck([pair for label, rows in methods.items() if keeps_text(rows[0]) for pair in pairs[label]], target,
-                   prompts)
+    parted = [pair for label, rows in methods.items() if keeps_text(rows[0]) for pair in pairs[label] if pair.differs]
+    why = unexplained(parted, target, prompts)
     null = cache(partial(padded_rate, target, list(baseline.values()), prompts))
-    return {label: verdict_of(rows, pairs[label], ties, null) for label, rows in methods.items()}
+    return {label: verdict_of(rows, pairs[label], why, null) for label, rows in methods.items()}
 
 
-def recheck(pairs: Iterable[Pair], target: Target, prompts: Prompts) -> dict[Key, Tie]:
-    """The first divergence of every pair that has one, by the key of the method's record."""
+def unexplained(parted: Iterable[Pair], target: Target, prompts: Prompts) -> Objections:
+    """What rounding does not explain, among pairs that differ."""
+    objections: Objections = {}
     texts: dict[tuple, list[Pair]] = defaultdict(list)
-    for pair in pairs:
+    for pair in parted:
         if len(pair.tokens) == 2:
             texts[pair.base.question_id, pair.base.turn, tuple(pair.base.tokens)].append(pair)
+        else:
+            objections[pair.own.key] = f"{pair.place}: one text ends where the other goes on"
     if not texts:
-        return {}
-    ties: dict[Key, Tie] = {}
+        return objections
     model = Recheck(target.model)
-    for parted in texts.values():
-        base = parted[0].base
+    for pairs in texts.values():
+        base = pairs[0].base
         prompt = prompt_of(base, prompts)
-        rows = model.rows([*prompt, *base.tokens], {len(prompt) + pair.position for pair in parted})
-        ties |= {pair.own.key: tie(pair, rows[len(prompt) + pair.position]) for pair in parted}
-    return ties
+        rows = model.rows([*prompt, *base.tokens], {len(prompt) + pair.position for pair in pairs})
+        for pair in pairs:
+            if said := objection(pair, rows[len(prompt) + pair.position]):
+                objections[pair.own.key] = said
+    return objections
 
 
-def tie(pair: Pair, row: Row) -> Tie:
-    """What it takes to draw both tokens with the number of their position."""
+def objection(pair: Pair, row: Row) -> str:
+    """Why rounding does not explain a divergence; empty if it does.
+
+    It does if both tokens can be drawn with the number of their position once every logit may move by as much as the
+    run's dtype deviates in that row. (A difference of two logits then moves by twice as much: the tolerance.)
+    """
     settings, place = pair.base.settings, pair.base.prompt_tokens + pair.position
     noise = int(NoiseKey(settings["seed"], pair.base.question_id, pair.base.turn).numbers("target", place + 1)[place])
-    needed = (movement(row.exact, law_of(settings), noise, token) for token in pair.tokens)
-    return Tie(max(needed), row.deviation)
+    law, (theirs, own) = law_of(settings), pair.tokens
+    if all(obtainable(row.exact, law, noise, token, row.deviation) for token in pair.tokens):
+        return ""
+    needed = max(movement(row.exact, law, noise, token) for token in pair.tokens)
+    return (f"{pair.place}: {own} instead of {theirs} needs logits moved by {needed:.2g}, "
+            f"{settings['dtype']} moves them by {row.deviation:.2g}")
 
 
 def keeps_text(record: Record) -> bool:
@@ -139,7 +144,7 @@ def keeps_text(record: Record) -> bool:
     return kind == "match" or (kind == "reject" and record.settings["temperature"] == 0)
 
 
-def verdict_of(rows: list[Record], pairs: list[Pair], ties: Mapping[Key, Tie], null: Null) -> Verdict:
+def verdict_of(rows: list[Record], pairs: list[Pair], why: Objections, null: Null) -> Verdict:
     """The verdict of the method whose records are `rows`."""
     kind, parted = rows[0].settings["lossless"], [pair for pair in pairs if pair.differs]
     name, detail = "unchecked", "no text of the baseline to compare with"
@@ -150,7 +155,7 @@ def verdict_of(rows: list[Record], pairs: list[Pair], ties: Mapping[Key, Tie], n
     elif kind == "reject":
         name, detail = by_rejection(rows)
     if keeps_text(rows[0]) and pairs and name in ("unchecked", "distribution"):
-        name, detail = by_text(rows, pairs, ties, null)
+        name, detail = by_text(rows, pairs, why, null)
     return Verdict(name, len(parted), len(pairs), [pair.position for pair in parted], detail)
 
 
@@ -165,16 +170,15 @@ def by_rejection(rows: list[Record]) -> tuple[str, str]:
             + ("" if kept else f"; beyond {FARTHEST:g} is no chance"))
 
 
-def by_text(rows: list[Record], pairs: list[Pair], ties: Mapping[Key, Tie], null: Null) -> tuple[str, str]:
+def by_text(rows: list[Record], pairs: list[Pair], why: Objections, null: Null) -> tuple[str, str]:
     """Whether the texts are the baseline's, or part from them at near-ties only and no more often than they must."""
     parted = [pair for pair in pairs if pair.differs]
     if not parted:
         return "identical", f"all {len(pairs)} texts equal the baseline's"
-    unexplained = [why for pair in parted if (why := objection(pair, ties.get(pair.own.key)))]
-    own = rate(pairs)
+    said, own = [why[pair.own.key] for pair in parted if pair.own.key in why], rate(pairs)
     count = f"{len(parted)} of {len(pairs)} texts leave the baseline's ({own}; first at {listed(parted)})"
-    if unexplained:
-        return "BROKEN", f"{count}; {len(unexplained)} of them not by rounding: {unexplained[0]}"
+    if said:
+        return "BROKEN", f"{count}; {len(said)} of them not by rounding: {said[0]}"
     width = max(n for record in rows for n in record.rows)
     allowed = null(width)
     chance = own.excess(allowed)
@@ -182,17 +186,6 @@ def by_text(rows: list[Record], pairs: list[Pair], ties: Mapping[Key, Tie], null
     if chance < LEVEL:
         return "BROKEN", f"{compared}: more often than rounding explains"
     return "numerical ties", f"{compared}; rounding explains each"
-
-
-def objection(pair: Pair, tie: Tie | None) -> str:
-    """Why rounding does not explain a divergence; empty if it does."""
-    if tie is None:
-        return f"{pair.place}: one text ends where the other goes on"
-    if tie.needed <= tie.deviation:
-        return ""
-    dtype, (theirs, own) = pair.base.settings["dtype"], pair.tokens
-    return (f"{pair.place}: {own} instead of {theirs} needs logits moved by {tie.needed:.2g}, {dtype} moves them by "
-            f"{tie.deviation:.2g}")
 
 
 def rate(pairs: Iterable[Pair]) -> Rate:

@@ -81,7 +81,7 @@ def test_without_truncation_a_little_more_than_the_movement_gives_the_token(valu
 
 def test_movement_by_hand():
     logits = torch.tensor([1.0, 0.4, -1.0], dtype=torch.float64)
-    assert movement(logits, Law(), 0, 1) == pytest.approx(0.3)  # greedy: the gap closes from both sides
+    assert movement(logits, Law(), 0, 1) == pytest.approx(0.3, rel=2e-3)  # greedy: the gap closes from both sides
     assert movement(logits, Law(), 0, 0) == 0
     even = torch.zeros(2, dtype=torch.float64)
     three_quarters = 3 * 2**NOISE_BITS // 4
