@@ -3,6 +3,7 @@
 import resource
 import sys
 import time
+from typing import Any
 
 import pynvml
 import torch
@@ -18,9 +19,7 @@ class Meter:
         self.device, self.card, self.before = device, None, 0
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-            pynvml.nvmlInit()
-            uuid = torch.cuda.get_device_properties(device).uuid  # torch and the driver may count cards differently
-            self.card = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+            self.card = card(device)
 
     def start(self) -> None:
         """Begin to count energy."""
@@ -48,6 +47,16 @@ class Meter:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def card(device: torch.device) -> Any:
+    """The driver's handle of a CUDA device; None where it gives none."""
+    uuid = torch.cuda.get_device_properties(device).uuid  # torch and the driver may count cards differently
+    try:
+        pynvml.nvmlInit()
+        return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+    except pynvml.NVMLError:
+        return None
 
 
 def copied_bytes_per_s(device: torch.device) -> float:
