@@ -19,6 +19,7 @@ from bench.errors import BenchError
 from bench.loop import Method, NoSettings
 from bench.sampling import Law
 from bench.trainer import Trainable
+from ptp import lesson as ptp_lesson
 
 METHODS: dict[str, type[Method]] = {
     "autoregressive": Autoregressive,
@@ -27,7 +28,12 @@ METHODS: dict[str, type[Method]] = {
     "medusa": Medusa,
 }
 REFERENCES: dict[str, type[Reference]] = dict.fromkeys(CACHES, Reference)  # decode outside the loop, in a section apart
-LESSONS: dict[str, Any] = {"draft_model": draft_lesson.Lesson, "medusa": medusa_lesson.Lesson}
+LESSONS: dict[str, Any] = {  # what trains a method's drafter
+    "draft_model": draft_lesson.Lesson,
+    "medusa": medusa_lesson.Lesson,
+    "ptp": ptp_lesson.Lesson,
+    "independent": ptp_lesson.Control,
+}
 TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 

@@ -96,5 +96,7 @@ class Reader:
             while end < len(self.texts) and room > 0:
                 room -= len(self.texts[end].ids)
                 end += 1
-            yield packed(self.texts[start:end], rows, self.length)
+            batch = packed(self.texts[start:end], rows, self.length)
+            full = batch.followed(1).any(1)  # rows of padding teach nothing
+            yield Batch(batch.tokens[full], batch.texts[full])
             start = end

@@ -146,6 +146,9 @@ class Trainer:
         with self.precision():
             self.pupil.measure(self.held_out[:batches])
             total = torch.stack([self.pupil.acceptance(batch) for batch in self.held_out[:batches]]).sum(0)
+        if not total[1]:
+            raise BenchError("the held-out texts have no place to measure at (too few, too short, or not of the law "
+                             "that they claim): write others with  python -m bench data")
         return float(total[0] / total[1])
 
     def save(self, directory: Path, facts: dict[str, Any]) -> None:

@@ -16,17 +16,21 @@ from baselines.medusa import Medusa
 from baselines.medusa import Settings as MedusaSettings
 from bench import losses, zoo
 from bench.__main__ import main
-from bench.drafters import load
+from bench.drafters import Card, load, round_trip, save
 from bench.errors import BenchError
 from bench.losses import distil, of_law, of_tokens
 from bench.methods import lesson
+from bench.noise import NoiseKey
 from bench.packing import PADDING, Batch, Reader, packed
 from bench.sampling import Law
+from bench.teacher import Stage, Teacher
 from bench.texts import Origin, Shard, Text, shard_path
 from bench.trainer import WARM_UP, Plan, Trainer, pace
+from ptp.lesson import trained
 
 LAW = Law(0.7, top_k=50)
 TINY = zoo.load("tiny")
+PTP = "ptp:slots=4:rank=8:groups=8"
 FLAGS = ("--target", "tiny", "--rows", "2", "--length", "64", "--device", "cpu")
 
 
@@ -157,6 +161,46 @@ def test_a_loss_that_explodes_ends_the_training():
         one.note("")
 
 
+@pytest.fixture(scope="module")
+def own():
+    """Texts that the target wrote."""
+    teacher = Teacher(TINY, Stage.of(TINY.tokenizer, raw=True), 32, 65, 1)
+    return teacher.write(LAW, LAW, [NoiseKey(0, i) for i in range(32)])
+
+
+@pytest.mark.parametrize("text", [PTP, PTP + ":kind=c", PTP.replace("ptp", "independent")])
+def test_students_learn_one_batch_by_heart(text, own):
+    """Random targets are hard to predict; what the same places of the same texts say can be remembered."""
+    torch.manual_seed(0)
+    one, batch, seen = lesson(text, TINY, LAW), Reader(own, 2, 64, 0).at(0), []
+    optimizer = torch.optim.Adam(one.module.parameters(), 1e-2)
+    assert one.acceptance(batch)[1] > 20
+    for _ in range(25):
+        torch.manual_seed(1)
+        optimizer.zero_grad()
+        seen.append(one.loss(batch))
+        seen[-1].backward()
+        optimizer.step()
+    assert seen[-1] < 0.75 * seen[0]
+
+
+def test_texts_of_another_law_leave_students_nothing_to_measure():
+    with pytest.raises(BenchError, match="no place to measure at"):
+        Trainer(lesson(PTP, TINY, Law(0.7, top_k=1)), Reader(texts(9), 2, 64, 0), Reader(texts(9), 2, 64, 0),
+                Plan(60, 60)).accepted()
+
+
+def test_a_student_survives_the_disk(tmp_path):
+    one = lesson(PTP, TINY, LAW)
+    card = Card("ptp", one.options, "tiny", "tiny", "", LAW, 1, 1.0, 1.0, 1.0)
+    round_trip(one.module)
+    save(tmp_path / "x", one.module, card)
+    back = trained(tmp_path / "x", "ptp", TINY)
+    assert back.design == one.module.design
+    for name, value in one.module.state_dict().items():
+        assert torch.equal(back.state_dict()[name], value)
+
+
 @pytest.mark.parametrize("text", ["medusa:heads=2", "draft_model:layers=1:k=3"])
 def test_training_lowers_the_loss_and_raises_the_acceptance(text):
     one = trainer(text, steps=60)
@@ -218,7 +262,7 @@ def test_the_command_trains_stores_and_what_it_stored_decodes(data, tmp_path, ca
 
 
 @pytest.mark.parametrize("flags, message", [
-    (["autoregressive"], "nothing to train for 'autoregressive'; there is for draft_model, medusa"),
+    (["autoregressive"], "nothing to train for 'autoregressive'; there is for draft_model, medusa, ptp"),
     (["medusa:arms=2"], "no option 'arms'; its options are heads=4"),
     (["medusa:heads=0"], "heads >= 1"),
     (["draft_model:layers=9"], "more than the 2 of tiny"),
