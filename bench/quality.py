@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,8 +101,12 @@ def measure(settings: RunSettings, work: dict[str, Task], max_new_tokens: int | 
     team = Team(settings, target, target.config.context)
     if team.references:
         raise BenchError(f"{min(team.references)} decodes outside the loop: leave it out of --methods")
-    models = {label: HarnessModel(team, label, max_new_tokens) for label in team.methods if label != TWIN}
-    return {label: ask(model, work) for label, model in models.items()}
+    results = {}
+    for label in team.methods:
+        if label != TWIN:
+            print(f"{label} ...", file=sys.stderr, flush=True)
+            results[label] = ask(HarnessModel(team, label, max_new_tokens), work)
+    return results
 
 
 def ask(model: HarnessModel, work: dict[str, Task]) -> Result:
