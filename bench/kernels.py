@@ -174,7 +174,6 @@ def attention_kernel(qkv, keys, values, rope, positions, ancestors, roots, q_nor
         tl.store(v_at, new_v, in_v)
     score = tl.where(visible, tl.dot(q_b, k_b.T, tl.dot(q_a, k_a.T)) * scale, float("-inf"))
     top, total, acc = attended(score, v)
-    group = tl.program_id(2) * tl.num_programs(1) + tile  # programs that share the same queries
     place, inside = out + (q_packed * HEADS * D + q_head * D)[:, None] + full[None, :], in_q & in_full
     if end <= SPLIT:
         tl.store(place, (acc / total[:, None]).to(out.dtype.element_ty), inside)
