@@ -116,9 +116,11 @@ LAWS = {"plain": Law(1.0), "top-k": Law(0.7, top_k=3), "top-p": Law(1.3, top_p=0
 class Boastful(DraftModel):
     """Says that its drafts came from a sharper law than they did."""
 
-    def dense(self, laws):
-        sharper = super().dense(laws).double().square()
-        return (sharper / sharper.sum(-1, keepdim=True) * 2.0**MASS_BITS).long().clamp(min=1)
+    def propose(self, kind):
+        tree = super().propose(kind)
+        sharper = tree.draft_mass.double().square()
+        tree.draft_mass = (sharper / sharper.sum(-1, keepdim=True) * 2.0**MASS_BITS).long().clamp(min=1)
+        return tree
 
 
 def decode(law, length, method=DraftModel, size=SIZE):
