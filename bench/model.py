@@ -14,6 +14,8 @@ from bench.config import Config, RopeScaling
 from bench.errors import BenchError
 from bench.tree import Structure
 
+FEW_ROWS = 16
+
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # layer, queries, keys, values -> attended values
 
 
@@ -147,7 +149,7 @@ class Transformer(nn.Module):
     def score(self, hidden: Tensor) -> Tensor:
         """The head: [.., hidden] -> logits [.., vocab], float32 (bf16 would tie the two best of one token in 25)."""
         if hidden.dtype not in (torch.bfloat16, torch.float16):
-            return F.linear(hidden, self.head).float()
+            return product(hidden, self.head).float()
         if hidden.is_cuda:
             flat = torch.mm(hidden.flatten(0, -2), self.head.T, out_dtype=torch.float32)
             return flat.unflatten(0, hidden.shape[:-1])
@@ -167,11 +169,23 @@ class Projection:
 
     def __call__(self, name: str, x: Tensor) -> Tensor:
         """x [B, rows, in] -> [B, rows, out]."""
-        y = F.linear(x, getattr(self.block, name), self.block.qkv_bias if name == "qkv" else None)
+        y = product(x, getattr(self.block, name), self.block.qkv_bias if name == "qkv" else None)
         if self.adapter is None or not self.slots:
             return y
         tokens = x.shape[1] - self.slots
         return torch.cat([y[:, :tokens], y[:, tokens:] + self.adapter.delta(self.layer, name, x[:, tokens:])], 1)
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [B, rows, in] @ weight [out, in]^T.
+
+    With the weight on the left a CPU needs for 2 to 16 rows a third to a half of the time (SmolLM2-135M, float32, two
+    cores without bf16 instructions: 63 ms against 209 for 4 rows, 132 against 340 for 11, 119 against 260 for 16).
+    """
+    if x.is_cuda or not 1 < x.shape[:-1].numel() <= FEW_ROWS:
+        return F.linear(x, weight, bias)
+    y = (weight @ x.flatten(0, -2).T).T.unflatten(0, x.shape[:-1])
+    return y if bias is None else y + bias
 
 
 def causal(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
