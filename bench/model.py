@@ -184,7 +184,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if x.is_cuda or not 1 < x.shape[:-1].numel() <= FEW_ROWS:
         return F.linear(x, weight, bias)
-    y = (weight @ x.flatten(0, -2).T).T.unflatten(0, x.shape[:-1])
+    y = (weight @ x.flatten(0, -2).T).T.contiguous().unflatten(0, x.shape[:-1])  # one layout, so one rounding
     return y if bias is None else y + bias
 
 
