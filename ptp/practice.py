@@ -31,7 +31,7 @@ class Course:
     slots: int = 16
     width: int = 64
     layers: int = 3
-    steps: int = 2000  # of every student; the teacher, which has no noise to understand, makes a quarter of them
+    steps: int = 1500  # of every student; the teacher, which has no noise to understand, makes a quarter of them
     batch: int = 16  # trips of a step
     groups: int = 4  # of slots, on every trip
     rate: float = 3e-3

@@ -13,11 +13,11 @@ COLOURS, MARKERS = (BLUE, GREEN, ORANGE, PURPLE), "os^v"
 
 def lines(scores: pd.DataFrame, course: Course, seconds: float) -> Iterator[str]:
     """The page in Markdown; `seconds` is what all of it took."""
-    city = course.city
+    city, cpu = course.city, scores[scores.quantity == SECONDS].value.sum()
     yield "# A world where Parallel Token Prediction must win\n"
     yield (f"Trips through a city of {city.side} × {city.side} places: the next stop is near or popular, by chance "
            f"({city.entropy():.2f} bits per stop). Every student made {course.steps} steps of training with seed "
-           f"{course.seed}; all of it took {seconds / 60:.1f} minutes.\n")
+           f"{course.seed}; all of it took {seconds / 60:.1f} minutes, training {cpu / 60:.1f} minutes of CPU time.\n")
     yield "## Tokens per call\n"
     yield (f"1 + the leading correct drafts among N − 1, on {TEXTS} texts of the teacher, ± standard error. "
            "A perfect student has N.\n")
