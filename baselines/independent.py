@@ -22,6 +22,7 @@ class Independent(decoding.PTP):
     """Predicts every token from the prefix alone, so its drafts cannot agree with one another."""
 
     Settings = Settings
+    name = "independent"
 
     def __init__(self, sequences, law, settings=None, drafter=None):
         super().__init__(sequences, law, settings, drafter)

@@ -14,6 +14,7 @@ from ptp.adapter import BoundAdapter
 from ptp.budget import Groups, allot, gains, hypotheses
 from ptp.draft import Draft, draw
 from ptp.kinds import KINDS
+from ptp.lesson import trained
 from ptp.noise_embedding import NONE
 from ptp.student import Design, Student
 
@@ -58,6 +59,7 @@ class PTP(Method):
     """Root, a chain of drafts, and groups of slots under several of them, dealt out by a budget."""
 
     Settings: type = Settings
+    name = "ptp"  # what the student's card must say
 
     def __init__(self, sequences, law, settings=None, drafter=None):
         super().__init__(sequences, law, settings or self.Settings(), drafter)
@@ -77,11 +79,12 @@ class PTP(Method):
         """The student of a zoo target. Random targets get a random one: good for costs alone."""
         device, dtype = target.model.norm.device, target.model.norm.dtype
         if settings.weights:
-            student = Student.load(Path(settings.weights), target.config, target.checksum)
+            student = trained(Path(settings.weights), cls.name, target)
         elif target.random:
-            student = Student(Design(settings.kind, settings.longest), target.config).requires_grad_(False)
+            design = Design(settings.kind, settings.longest, informed=cls.name == "ptp")
+            student = Student(design, target.config).requires_grad_(False)
         else:
-            raise BenchError(f"ptp needs a student of {target.name}: add weights=FILE (train one first)")
+            raise BenchError(f"{cls.name} needs a student of {target.name}: add weights=FILE (train one first)")
         student.to(device).adapter.to(dtype)
         return student
 

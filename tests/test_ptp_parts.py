@@ -1,14 +1,20 @@
-"""The student's parts: noise embedding, gated adapter, checkpoints."""
+"""The student's parts: noise embedding, gated adapter, and the way back from disk."""
+
+from dataclasses import asdict, replace
 
 import pytest
 import tiny
 import torch
 
+from baselines.independent import Independent
+from bench import zoo
+from bench.drafters import Card, identity, round_trip, save
 from bench.errors import BenchError
 from bench.sampling import NOISE_BITS, Law
 from ptp.adapter import BoundAdapter, GatedAdapter, matrix_shapes
+from ptp.decoding import PTP
 from ptp.noise_embedding import FRONTS, HEADS, NONE, NoiseDesign, NoiseEmbedding
-from ptp.student import Design, Origin, Student
+from ptp.student import Design, Student
 
 TOP = (1 << NOISE_BITS) - 1
 
@@ -96,34 +102,28 @@ def test_token_rows_never_see_the_adapter(adapter):
     assert not torch.allclose(plain[:, 3:], gated[:, 3:])
 
 
-ORIGIN = Origin("a" * 64, Law(0.7, top_k=50))
+@pytest.mark.parametrize(("method", "informed"), [(PTP, True), (Independent, False)])
+def test_a_student_comes_back_from_its_card(method, informed, tmp_path):
+    target = zoo.load("tiny")
+    design = Design("c", slots=9, rank=2, informed=informed, noise=NoiseDesign(head="mlp", width=8))
+    made = Student(design, target.config)
+    made.confidence["pick"].slope.fill_(0.7)
+    card = Card(method.name, {"design": asdict(made.design)}, "tiny", identity(target), "", Law(0.7), 1, 1.0, 1.0, 1.0)
+    save(tmp_path / "x.safetensors", made, card)
+    round_trip(made)
+    settings = method.Settings(kind="c", weights=str(tmp_path / "x.safetensors"))
+    again = method.load(settings, target)
+    assert again.design == made.design
+    assert all(torch.equal(again.state_dict()[name], value) for name, value in made.state_dict().items())
+    other = Independent if method is PTP else PTP
+    with pytest.raises(BenchError, match=f"trained for {method.name}"):
+        other.load(settings, target)
 
 
-@pytest.fixture
-def file(tmp_path):
-    torch.manual_seed(3)
-    design = Design("c", slots=5, rank=2, noise=NoiseDesign("digits", "mlp", width=8))
-    student = Student(design, tiny.CONFIG)
-    student.confidence["pick"].slope.fill_(0.7)
-    student.save(tmp_path / "student.safetensors", ORIGIN)
-    return student, tmp_path / "student.safetensors"
-
-
-def test_a_student_comes_back_whole(file):
-    student, path = file
-    again = Student.load(path, tiny.CONFIG, ORIGIN.target)
-    assert again.design == student.design
-    assert all(torch.equal(again.state_dict()[name], value) for name, value in student.state_dict().items())
-
-
-def test_a_student_of_another_target_or_with_missing_weights_is_refused(file, tmp_path):
-    student, path = file
-    with pytest.raises(BenchError, match="trained for another target"):
-        Student.load(path, tiny.CONFIG, "b" * 64)
-    student.embedding.widen = None  # a checkpoint without the noise embedding must not load
-    student.save(tmp_path / "broken.safetensors", ORIGIN)
-    with pytest.raises(BenchError, match="embedding"):
-        Student.load(tmp_path / "broken.safetensors", tiny.CONFIG, ORIGIN.target)
-    (tmp_path / "junk").write_bytes(b"12345678901")
-    with pytest.raises(BenchError, match="not a student"):
-        Student.load(tmp_path / "junk", tiny.CONFIG, ORIGIN.target)
+@pytest.mark.parametrize("method", [PTP, Independent])
+def test_random_targets_get_a_random_student_and_others_none(method):
+    target = zoo.load("tiny")
+    student = method.load(method.Settings(k=3), target)
+    assert (student.design.slots, student.design.informed) == (4, method is PTP)
+    with pytest.raises(BenchError, match=f"{method.name} needs a student of tiny"):
+        method.load(method.Settings(), replace(target, random=False))
