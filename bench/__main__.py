@@ -13,6 +13,7 @@ COMMANDS = {  # name -> (module with `arguments` and `command`, what it does); i
     "report": ("bench.report", "tables and figures of a run"),
     "quality": ("bench.quality", "what the methods' texts are worth, through lm-eval, beside their speed"),
     "cost": ("bench.cost", "memory and energy of each method, alone in its process"),
+    "rows": ("bench.rows", "what a step costs by the number of its rows"),
     "compare": ("bench.gate", "two runs against each other: a gate for regressions"),
     "data": ("bench.data", "teacher text, written by the target itself"),
     "train": ("bench.train", "train a drafter on teacher text"),

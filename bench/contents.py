@@ -51,10 +51,10 @@ def load(directory: str | Path) -> Run:
     directory = Path(directory)
     records = frame(read(directory))
     names = ("provenance", "verdicts", "quality", "cost")
-    return Run(records, *(_object(directory / f"{name}.json") for name in names))
+    return Run(records, *(read_object(directory / f"{name}.json") for name in names))
 
 
-def _object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     """A JSON object from a file; an empty one where there is no file."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

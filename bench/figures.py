@@ -63,7 +63,7 @@ def speedup(table: pd.DataFrame, floor: Interval | None) -> Picture | None:
     axes.set_xlabel("speedup (×), 95 % interval")
     axes.grid(axis="x", color=FAINT, alpha=0.3, lw=0.6)
     legend(figure, axes)
-    alt = "Speedup over autoregressive decoding, fastest first: " + _listed(table.speedup[::-1].map("{:.2f}".format))
+    alt = "Speedup over autoregressive decoding, fastest first: " + listed(table.speedup[::-1].map("{:.2f}".format))
     caption = (
         "Right of the line is faster. Whiskers: 95 % interval, paired bootstrap over prompts. Grey band: the baseline "
         "against its own copy. Lossy methods change the text."
@@ -89,12 +89,12 @@ def acceptance(rates: pd.DataFrame) -> Picture | None:
         panel.set_ylim(0, 1.04)
         _whole_numbers(panel)
         if rates.depth.max() > DEEP:
-            _doubling(panel)
+            doubling(panel)
         panel.grid(axis="y", color=FAINT, alpha=0.3, lw=0.6)
     axes[0].plot([], [], color=FAINT, lw=0.7, label="other methods, joint")
     legend(figure, axes[0])
     first = rates[rates.depth == 1].set_index("method").joint.map("{:.0%}".format)
-    alt = "Share of draft tokens accepted, falling with draft depth. At depth 1: " + _listed(first)
+    alt = "Share of draft tokens accepted, falling with draft depth. At depth 1: " + listed(first)
     caption = (
         "Conditional: of the steps that accepted the depth before. Joint: of all steps that offered this depth. "
         f"Conditional rates that rest on fewer than {ENOUGH} steps are left out."
@@ -118,7 +118,7 @@ def phases(table: pd.DataFrame) -> Picture | None:
     axes.set_xlim(0, left.max() * 1.02)
     axes.set_xlabel("mean time per step (ms)")
     legend(figure, axes)
-    alt = "Milliseconds per step: " + _listed(table.step_ms[::-1].map(significant))
+    alt = "Milliseconds per step: " + listed(table.step_ms[::-1].map(significant))
     caption = "The five phases in the order they run, from the left. Mean over the steps that contributed a token."
     numbers = table[[*PHASES, "step_ms"]].iloc[::-1].reset_index()
     return Picture(figure, "phases", "Where the time of a step goes", alt, caption, numbers)
@@ -138,14 +138,14 @@ def budget(table: pd.DataFrame) -> Picture | None:
         hollow = part.lossy.any() or number >= len(FAMILIES)
         axes.errorbar(part.rows_per_step, part.speedup, yerr=_whiskers(part), fmt=marker + "-", lw=1, color=colour,
                       mfc=PAPER if hollow else colour, ms=5.5, capsize=2.5, label=str(name))  # fmt: skip
-    _doubling(axes)
+    doubling(axes)
     axes.set_xlim(0.9, max(2.2, table.rows_per_step.max() * 1.15))
     axes.set_xlabel("rows that the target evaluates per step")
     axes.set_ylabel("speedup (×), 95 % interval")
     axes.grid(color=FAINT, alpha=0.3, lw=0.6)
     legend(figure, axes)
     points = table.rows_per_step.map("{:.1f} rows, ".format) + table.speedup.map("speedup {:.2f}".format)
-    alt = "Speedup against rows per step: " + _listed(points)
+    alt = "Speedup against rows per step: " + listed(points)
     caption = "What a speedup was bought with. A line joins the options of one method."
     numbers = table[["rows_per_step", "speedup", "low", "high"]].reset_index()
     return Picture(figure, "budget", "Speedup against draft budget", alt, caption, numbers)
@@ -165,7 +165,7 @@ def kept(histogram: pd.DataFrame) -> Picture | None:
                        fontsize=SMALL, color=INK)  # fmt: skip
         panel.set_title(wrapped(method, 28), fontsize=SMALL)
         _whole_numbers(panel)
-    alt = "How many tokens a step keeps. Means: " + _listed(mean.map("{:.2f}".format))
+    alt = "How many tokens a step keeps. Means: " + listed(mean.map("{:.2f}".format))
     caption = "Dashed line: the mean, which is the acceptance length."
     return Picture(figure, "kept", "Tokens kept per step", alt, caption, share.reset_index())
 
@@ -192,7 +192,7 @@ def _whole_numbers(panel: Axes) -> None:
     panel.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
 
 
-def _doubling(axes: Axes) -> None:
+def doubling(axes: Axes) -> None:
     """An x axis on which every doubling is as long as the next."""
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(LogLocator(2, numticks=12))
@@ -200,5 +200,6 @@ def _doubling(axes: Axes) -> None:
     axes.xaxis.set_major_formatter("{x:g}")
 
 
-def _listed(values: pd.Series) -> str:
+def listed(values: pd.Series) -> str:
+    """Values by name, as a sentence."""
     return "; ".join(f"{method} {value}" for method, value in values.items()) + "."

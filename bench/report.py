@@ -50,26 +50,32 @@ def write(directory: str | Path, out: str | Path | None = None) -> Paths:
 
     report.md, report.tex, report.html, tables/*.csv, figures/*.png. Raises BenchError as `command` does.
     """
-    report = compose(load(directory))
-    out = Path(out or directory)
+    return publish(compose(load(directory)), Path(out or directory))
+
+
+def publish(report: Report, out: Path, name: str = "report") -> Paths:
+    """Write any report: NAME.md, NAME.tex, NAME.html, tables/*.csv, figures/*.png.
+
+    BenchError for a place that cannot be written.
+    """
     try:
-        return _write(report, out)
+        return _write(report, out, name)
     except OSError as error:
         raise BenchError(f"cannot write to {out} ({error.strerror}): choose another --out") from error
 
 
-def _write(report: Report, out: Path) -> Paths:
+def _write(report: Report, out: Path, name: str) -> Paths:
     tables = [table for section in report.sections for table in section.tables]
     pictures = [picture for section in report.sections for picture in section.pictures]
     paths = Paths(
-        out / "report.md",
-        out / "report.tex",
-        out / "report.html",
+        out / f"{name}.md",
+        out / f"{name}.tex",
+        out / f"{name}.html",
         [out / "tables" / f"{table.name}.csv" for table in tables],
         [out / "figures" / f"{picture.name}.png" for picture in pictures],
     )
-    for name in ("tables", "figures"):
-        (out / name).mkdir(parents=True, exist_ok=True)
+    for folder in ("tables", "figures"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
     pages = {paths.markdown: markdown_page, paths.latex: latex_page, paths.html: html_page}
     for path, page in pages.items():
         path.write_text(page(report), encoding="utf-8")

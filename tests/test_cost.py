@@ -9,7 +9,7 @@ import torch
 from bench import cost, suite
 from bench.__main__ import main
 from bench.consumption import Meter, copied_bytes_per_s
-from bench.contents import _object
+from bench.contents import read_object
 from bench.cost import Account, read_bytes
 from bench.errors import BenchError
 from bench.loop import Raw
@@ -52,7 +52,7 @@ def test_each_method_has_its_own_share(monkeypatch, tmp_path):
     draft = "draft_model:draft=[tiny:seed=1]:k=2"
     assert main(["cost", "--suite", "smoke", "--methods", f"prompt_lookup:k=3,{draft}", "--device", "cpu", "--batch",
                  "4", "--seconds", "0.05", "--max-new-tokens", "6", "--out", str(tmp_path)]) == 0
-    found = _object(tmp_path / "cost.json")
+    found = read_object(tmp_path / "cost.json")
     assert list(found) == ["autoregressive", "prompt_lookup:k=3", draft]
     assert found["autoregressive"]["own_memory_mib"] == found["prompt_lookup:k=3"]["own_memory_mib"] == 0
     assert found[draft]["own_memory_mib"] > 0.5
