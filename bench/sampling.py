@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from bench.errors import BenchError
@@ -10,6 +11,7 @@ from bench.errors import BenchError
 NOISE_BITS = 30  # u is an integer below 2^30
 MASS_BITS = 32  # the masses of a law sum to about 2^32; mass * 2^30 still fits int64
 MAX_VOCAB = 1 << 20
+CROWD = 32  # ids that are ruled out together when few are wanted
 
 
 @dataclass
@@ -60,15 +62,31 @@ class Law:
 
 
 def largest(logits: Tensor, k: int) -> Tensor:
-    """Ids of the k largest logits, ties to the smaller id; all ids for k = 0. -> [.., k] int64, ascending."""
+    """Ids of the k largest logits, ties to the smaller id; all ids for k = 0. -> [.., k] int64, ascending.
+
+    Of a large vocabulary only the k crowds with the largest maxima are looked at, of equals the first: an id of any
+    other crowd has k ids before it.
+    """
     vocab = logits.shape[-1]
     every = torch.arange(vocab, device=logits.device)
     if not 0 < k < vocab:
         return every.expand(logits.shape)
-    bits = (logits + 0.0).view(torch.int32)  # + 0.0 turns -0.0 into 0.0
+    if 2 * k * CROWD >= vocab:
+        return best(logits, k)
+    whole = F.pad(logits, (0, -vocab % CROWD), value=-torch.inf) if vocab % CROWD else logits
+    crowds = whole.unflatten(-1, (-1, CROWD))
+    chosen = best(crowds.amax(-1), k)  # [.., k]
+    few = crowds.gather(-2, chosen[..., None].expand(*chosen.shape, CROWD)).flatten(-2)
+    index = best(few, k)
+    return chosen.gather(-1, index // CROWD) * CROWD + index % CROWD
+
+
+def best(scores: Tensor, k: int) -> Tensor:
+    """Indices of the k largest of [.., n] float32, ties to the smaller -> [.., k] int64, ascending."""
+    bits = (scores + 0.0).view(torch.int32)  # + 0.0 turns -0.0 into 0.0
     ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # integers in the order of the floats
-    keys = ordered.long() * MAX_VOCAB - every  # no two are equal, so the k largest are unique
-    return keys.topk(k, sorted=False).indices.sort(-1).values
+    keys = ordered.long() * MAX_VOCAB - torch.arange(scores.shape[-1], device=scores.device)
+    return keys.topk(k, sorted=False).indices.sort(-1).values  # no two keys are equal, so the largest are unique
 
 
 def fixed_point(scores: Tensor, temperature: float) -> Tensor:

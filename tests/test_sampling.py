@@ -11,7 +11,7 @@ from scipy import stats
 
 from bench.errors import BenchError
 from bench.noise import NoiseKey
-from bench.sampling import MASS_BITS, NOISE_BITS, Choices, Law, largest, normalized, nucleus, pick
+from bench.sampling import CROWD, MASS_BITS, NOISE_BITS, Choices, Law, best, largest, normalized, nucleus, pick
 
 MANY = settings(max_examples=150, deadline=None, derandomize=True)
 LAST = 2**NOISE_BITS - 1
@@ -140,6 +140,20 @@ def test_the_law_is_temperature_then_top_k_then_top_p(logits, law):
 def test_top_k_ties_go_to_the_smaller_id(logits, k):
     best = sorted(sorted(range(len(logits)), key=lambda i: (-logits[i], i))[:k])
     assert largest(torch.tensor(logits), k).tolist() == best
+
+
+@pytest.mark.parametrize("vocab", [20 * CROWD, 20 * CROWD + 7])
+@pytest.mark.parametrize("values", [2, 9, 10**6])  # distinct ones, zeros of both signs and infinities among them
+@pytest.mark.parametrize("k", [1, 3, 9])
+def test_top_k_of_a_large_vocabulary_is_the_same(vocab, values, k):
+    random = torch.Generator().manual_seed(values)
+    logits = torch.randint(-values, values, (50, vocab), generator=random) / 2.0
+    logits = torch.where(torch.rand(logits.shape, generator=random) < 0.1, -0.0, logits)
+    logits[:10, CROWD:] = -torch.inf
+    assert 2 * k * CROWD < vocab
+    assert torch.equal(largest(logits, k), best(logits, k))
+    slow = sorted(sorted(range(vocab), key=lambda i: (-logits[0, i], i))[:k])
+    assert largest(logits[0], k).tolist() == slow
 
 
 @MANY
