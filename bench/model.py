@@ -118,14 +118,17 @@ class Transformer(nn.Module):
         tapped = []
         for layer, block in enumerate(self.blocks):
             assert isinstance(block, Block)
-            project = Projection(block, layer, adapter, slots)
-            x = x + self.attention(x, project, rotation, attend)
-            gate, up = project("gate_up", self.rms(x, block.ffn_norm)).chunk(2, -1)
-            x = x + project("down", F.silu(gate) * up)
+            x = self.layer(x, Projection(block, layer, adapter, slots), rotation, attend)
             if layer in taps:
                 tapped.append(x)
         last = self.rms(x, self.norm)
         return Hidden(last, (*tapped, last) if len(self.blocks) in taps else tuple(tapped))
+
+    def layer(self, x: Tensor, project: "Projection", rotation: Tensor, attend: Attend) -> Tensor:
+        """Attention and feed-forward: [B, rows, hidden] -> the same."""
+        x = x + self.attention(x, project, rotation, attend)
+        gate, up = project("gate_up", self.rms(x, project.block.ffn_norm)).chunk(2, -1)
+        return x + project("down", F.silu(gate) * up)
 
     def attention(self, x: Tensor, project: "Projection", rotation: Tensor, attend: Attend) -> Tensor:
         """Norm, projections, rotation, attention, output projection: [B, rows, hidden] -> the same."""
