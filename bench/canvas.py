@@ -97,10 +97,11 @@ def panels(count: int, x: str, y: str) -> tuple[Figure, list[Axes]]:
     return figure, axes[:count]
 
 
-def legend(figure: Figure, axes: Axes) -> None:
+def legend(figure: Figure, axes: Axes, columns: int = 3) -> None:
     """A legend under everything else."""
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=SMALL, labelcolor=INK)
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=SMALL,
+                  labelcolor=INK)
 
 
 def wrapped(label: str, width: int = 22) -> str:

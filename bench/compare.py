@@ -1,7 +1,7 @@
 """Two runs against each other: a regression gate for speed.
 
 Methods keep their names; a method's ratio is its new speed over its old one, so above 1 is faster. Prompts are paired
-where both runs measured the same question with the same prompt, and resampled as in every other interval.
+where both runs measured the same question with the same prompt, id for id, and resampled as in every other interval.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def compare(
     if not methods:
         raise BenchError(f"{old} and {new} share no method: nothing can be compared")
     origins = [_provenance(run) for run in (old, new)]
-    differences = _differences([_circumstances(*side) for side in zip(sides, origins, strict=True)])
+    differences = unlike([circumstances(*side) for side in zip(sides, origins, strict=True)])
     if differences and not force:
         raise BenchError(f"the runs cannot be compared: {'; '.join(differences)} (--force compares them all the same)")
     paired, notes = _paired(*sides)
@@ -104,7 +104,7 @@ def _provenance(run: str | Path) -> dict[str, Any]:
     return found
 
 
-def _circumstances(df: pd.DataFrame, origin: dict[str, Any]) -> dict[str, str]:
+def circumstances(df: pd.DataFrame, origin: dict[str, Any]) -> dict[str, str]:
     """All that must be alike, by name."""
     out = {name: ", ".join(sorted({str(settings.get(name)) for settings in df.settings})) for name in ALIKE}
     out["batch"] = str(df.batch.max())
@@ -114,14 +114,16 @@ def _circumstances(df: pd.DataFrame, origin: dict[str, Any]) -> dict[str, str]:
     return out | {name: digest for name, digest in files.items() if name not in PROMPT_FILES}
 
 
-def _differences(circumstances: list[dict[str, str]]) -> list[str]:
-    old, new = circumstances
+def unlike(sides: list[dict[str, str]]) -> list[str]:
+    """What differs between two, one sentence each."""
+    old, new = sides
     return [f"{name} was {old[name]}, is {new[name]}" for name in old if name in new and old[name] != new[name]]
 
 
 def _paired(old: pd.DataFrame, new: pd.DataFrame) -> tuple[list[pd.DataFrame], list[str]]:
-    """Records of both sides whose method, question, turn, repeat and length of prompt occur in both; and notes."""
-    indexes = [pd.MultiIndex.from_frame(side[[*KEY, "prompt_tokens"]]) for side in (old, new)]
+    """Records of both sides whose method, question, turn, repeat and prompt occur in both; and notes."""
+    known = (old.prompt != "").all() and (new.prompt != "").all()  # else its length must do
+    indexes = [pd.MultiIndex.from_frame(side[[*KEY, "prompt" if known else "prompt_tokens"]]) for side in (old, new)]
     sides = [old[indexes[0].isin(indexes[1])], new[indexes[1].isin(indexes[0])]]
     if sides[0].empty:
         raise BenchError("the runs share no prompt: nothing can be compared")

@@ -13,7 +13,7 @@ import pandas as pd
 from bench.canvas import FAINT, INK, Picture, canvas, legend
 from bench.contents import COST_ONLY, read_object
 from bench.errors import BenchError
-from bench.figures import FAMILIES, doubling, listed
+from bench.figures import doubling, family, listed
 from bench.layout import Table, build, fixed, of, percent, significant
 from bench.sections import Report, Section
 from bench.tables import environment
@@ -140,10 +140,11 @@ def table(found: pd.DataFrame) -> Table:
 def picture(found: pd.DataFrame, title: str) -> Picture:
     """Milliseconds by rows, a line per context with its limit."""
     figure, axes = canvas(3.6)
-    for (context, part), (colour, marker) in zip(found.groupby("context"), FAMILIES, strict=False):
+    for number, (context, part) in enumerate(found.groupby("context")):
+        colour, marker = family(number)
         whiskers = [part.step_ms - part.step_low, part.step_high - part.step_ms]
         axes.errorbar(part.rows, part.step_ms, yerr=whiskers, fmt=marker + "-", ms=4.5, lw=1, capsize=2.5,
-                      color=colour, label=f"{context} tokens of context")  # fmt: skip
+                      color=colour, label=f"context {context}")  # fmt: skip
         axes.plot(part.rows, part.limit_ms, ":", lw=1.4, color=colour)
     axes.plot([], [], ":", lw=1.4, color=INK, label="limit by bandwidth")
     doubling(axes)

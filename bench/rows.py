@@ -114,8 +114,8 @@ def measure(args: argparse.Namespace, directory: Path) -> None:
     dtype = best_dtype(device) if args.dtype == "auto" else SHORT.get(args.dtype, args.dtype)
     with memory_limits(device):
         target = zoo.load(args.target, device, DTYPES[dtype])
-        if plan.longest > target.config.context:
-            raise BenchError(f"{plan.longest} positions are more than the model's {target.config.context}: lower --context")
+        if plan.longest > (most := target.config.context):
+            raise BenchError(f"{plan.longest} positions are needed, the model has {most}: lower --context")
         settings = {"target": public(args.target), "random": target.random, "dtype": dtype, "device": device,
                     "rows": args.rows, "contexts": args.context, "steps": args.steps, "rounds": ROUNDS}
         origin = provenance.collect(settings, {"model": target.checksum})
