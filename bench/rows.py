@@ -120,7 +120,7 @@ def measure(args: argparse.Namespace, directory: Path) -> None:
                     "rows": args.rows, "contexts": args.context, "steps": args.steps, "rounds": ROUNDS}
         origin = provenance.collect(settings, {"model": target.checksum})
         replays, origin["limit"] = replayed(target, plan)
-    origin["card_after"] = provenance.card_state()
+    origin["card_after"] = provenance.card_state(device)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         replays.to_csv(directory / curves.FILE, index=False, float_format="%.6g", lineterminator="\n")
