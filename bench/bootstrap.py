@@ -39,6 +39,12 @@ class Interval:
         """The interval of the ratio turned upside down."""
         return Interval(1 / self.high, 1 / self.estimate, 1 / self.low if self.low else np.inf, self.prompts)
 
+    @property
+    def both_ways(self) -> Interval:
+        """The smallest interval around it that reaches as far above 1 as below, as a ratio of like to like must."""
+        reach = max(self.high, 1 / self.low if self.low else np.inf)
+        return Interval(1 / reach, self.estimate, reach, self.prompts)
+
     def __str__(self) -> str:
         return f"{self.estimate:.3f} [{self.low:.3f}, {self.high:.3f}]" + (" (few)" if self.few else "")
 

@@ -6,7 +6,6 @@ where both runs measured the same question with the same prompt, id for id, and 
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from bench.bootstrap import Interval
+from bench.contents import read_object
 from bench.errors import BenchError
 from bench.quantities import SEQUENCE
 from bench.record import frame, read
@@ -25,23 +25,27 @@ ALIKE = (
 )
 PROMPT_FILES = {"file prompts", "file questions"}  # prompts may differ: those in common are paired
 KEY = ["method", *SEQUENCE]
-PROVENANCE = "provenance.json"
+PROVENANCE, VERDICTS = "provenance.json", "verdicts.json"
 FAILED = 1
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """New speed over old by method, what to know about it, and the exit code: 1 where a method fell too far."""
+    """New speed over old by method, what to know about it, and the exit code: 1 where a method fell too far.
+
+    Methods that are `broken` in the new run fail whatever their speed: that of a wrong text means nothing.
+    """
 
     ratios: dict[str, Interval]
     failed: tuple[str, ...]
     notes: tuple[str, ...]
     fail_below: float | None = None
+    broken: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
-        """0, or 1 where a method is slower than allowed."""
-        return FAILED if self.failed else 0
+        """0, or 1 where a method is slower than allowed or its text is broken."""
+        return FAILED if self.failed or self.broken else 0
 
     def __str__(self) -> str:
         """A Markdown table, which is also plain text."""
@@ -55,6 +59,8 @@ class Comparison:
 
     def _word(self, method: str) -> str:
         ratio = self.ratios[method]
+        if method in self.broken:
+            return "FAILED (its new text is BROKEN)"
         word = "no difference" if ratio.covers(1.0) else "faster" if ratio.estimate > 1 else "slower"
         word += ", few prompts" if ratio.few else ""
         return f"{word}: FAILED (below {self.fail_below})" if method in self.failed else word
@@ -66,15 +72,15 @@ def compare(
     """Compare two run directories (or records files).
 
     A method fails where its ratio is below `fail_below` and its interval lies below 1, so that noise alone fails
-    nothing. Raises BenchError where the runs share no method or no prompt, and, unless `force`, where their target,
-    law, lengths, batch, dtype, device, processor or model file differ.
+    nothing; and where the new run's verdict on it is BROKEN. Raises BenchError where the runs share no method or no
+    prompt, and, unless `force`, where their target, law, lengths, batch, dtype, device, processor or model file differ.
     """
     sides = [frame(read(run)) for run in (old, new)]
-    methods = sorted(set(sides[0].method) & set(sides[1].method))
+    methods, lonely = _shared(*(set(side.method) for side in sides))
     sides = [side[side.method.isin(methods)] for side in sides]
     if not methods:
         raise BenchError(f"{old} and {new} share no method: nothing can be compared")
-    origins = [_provenance(run) for run in (old, new)]
+    origins = [_beside(run, PROVENANCE) for run in (old, new)]
     differences = unlike([circumstances(*side) for side in zip(sides, origins, strict=True)])
     if differences and not force:
         raise BenchError(f"the runs cannot be compared: {'; '.join(differences)} (--force compares them all the same)")
@@ -86,22 +92,22 @@ def compare(
     failed = [method for method, ratio in ratios.items() if ratio.high < 1 and ratio.estimate < (fail_below or 0)]
     if (origins[0].get("card") or {}).get("id") != (origins[1].get("card") or {}).get("id"):
         notes.append("another card of the same model: cards differ by a few percent")
-    return Comparison(ratios, tuple(failed), (*differences, *notes), fail_below)
+    verdicts = _beside(new, VERDICTS)
+    broken = [method for method in methods if verdicts.get(method, {}).get("verdict") == "BROKEN"]
+    return Comparison(ratios, tuple(failed), (*differences, *lonely, *notes), fail_below, tuple(broken))
 
 
-def _provenance(run: str | Path) -> dict[str, Any]:
-    """What stands beside the records; empty where nothing does. Raises BenchError for a damaged file."""
+def _shared(old: set[str], new: set[str]) -> tuple[list[str], list[str]]:
+    """Methods of both runs, and notes on those of only one."""
+    notes = [f"only the {name} run has {', '.join(sorted(only))}"
+             for name, only in (("old", old - new), ("new", new - old)) if only]  # fmt: skip
+    return sorted(old & new), notes
+
+
+def _beside(run: str | Path, name: str) -> dict[str, Any]:
+    """A file beside the records; empty where there is none. Raises BenchError for a damaged one."""
     path = Path(run)
-    path = (path if path.is_dir() else path.parent) / PROVENANCE
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise BenchError(f"cannot read {path}: {error}") from error
-    if not isinstance(found, dict):
-        raise BenchError(f"{path} holds no provenance: an object is expected")
-    return found
+    return read_object((path if path.is_dir() else path.parent) / name)
 
 
 def circumstances(df: pd.DataFrame, origin: dict[str, Any]) -> dict[str, str]:

@@ -8,6 +8,8 @@ from typing import Any
 import pynvml
 import torch
 
+from bench.timing import synchronize
+
 COPIED = 1 << 28  # bytes: several times what any cache holds
 COPIES = 5
 
@@ -16,7 +18,8 @@ class Meter:
     """Peak memory since it was made, energy since `start`."""
 
     def __init__(self, device: torch.device):
-        self.device, self.card, self.before = device, None, 0
+        self.device, self.card = device, None
+        self.before: int | None = None
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             self.card = card(device)
@@ -26,18 +29,19 @@ class Meter:
         self.before = self.total_mj()
 
     def energy_mj(self) -> float | None:
-        """Millijoules of the whole card since `start`; None where nothing counts them."""
-        return self.total_mj() - self.before or None
+        """Millijoules of the whole card since `start`; None where nothing counts them, or the counter stands still."""
+        now = self.total_mj()
+        return None if now is None or self.before is None else (now - self.before) or None
 
-    def total_mj(self) -> int:
-        """The driver's counter: mJ since it was loaded (Volta and later); 0 where there is none."""
+    def total_mj(self) -> int | None:
+        """The driver's counter: mJ since it was loaded (Volta and later); None where there is none."""
         if self.card is None:
-            return 0
-        torch.cuda.synchronize(self.device)
+            return None
+        synchronize(self.device)
         try:
             return int(pynvml.nvmlDeviceGetTotalEnergyConsumption(self.card))
         except pynvml.NVMLError:
-            return 0
+            return None
 
     def peak_bytes(self) -> int:
         """CUDA: most that tensors held since the meter was made, graphs included if they were captured since.

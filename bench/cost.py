@@ -76,7 +76,7 @@ def command(args: argparse.Namespace) -> int:
     if "repeats" in named or not args.seconds > 0:
         raise BenchError("cost decodes for --seconds, which must be above 0, and has no --repeats")
     settings = suite.continued(journal.settings(args.run), named) if args.run else suite.chosen(named)
-    out, directory = console(), args.out or args.run
+    out, directory = console(), journal.place(args.run, args.out)
     found = measure(settings, args.seconds, out)
     show(table(found, settings), out)
     out.print(NOTE, soft_wrap=True)

@@ -45,19 +45,20 @@ def speedup(table: pd.DataFrame, floor: Interval | None) -> Picture | None:
     table = table.drop(index=[BASELINE, TWIN], errors="ignore").sort_values("speedup")
     if table.empty:
         return None
-    figure, axes = canvas(1.15 + 0.36 * len(table))
+    broken = np.where(table.verdict == "BROKEN", "\n(BROKEN)", "")
+    names = [wrapped(method) + mark for method, mark in zip(table.index, broken, strict=True)]
+    figure, axes = canvas(1.15 + _pitch(names) * len(names))
     if floor is not None:
-        axes.axvspan(floor.low, floor.high, color=FAINT, alpha=0.5, lw=0, label="noise floor (A/A)")
+        axes.axvspan(floor.both_ways.low, floor.both_ways.high, color=FAINT, alpha=0.5, lw=0, label="noise floor (A/A)")
     axes.axvline(1, color=INK, lw=0.8)
     kind = np.where(table.lossy, "lossy", np.where(table.decision == "no difference", *list(CLASSES)[1::-1]))
     for name, (marker, colour, fill) in CLASSES.items():
         rows = np.flatnonzero(kind == name)
         if len(rows):
             part = table.iloc[rows]
-            axes.errorbar(part.speedup, rows, xerr=_whiskers(part), fmt=marker, color=colour, mfc=fill, ms=6,
+            axes.errorbar(part.speedup, rows, xerr=whiskers(part), fmt=marker, color=colour, mfc=fill, ms=6,
                           capsize=3, label=name)  # fmt: skip
-    broken = np.where(table.verdict == "BROKEN", "\n(BROKEN)", "")
-    _name_rows(axes, [wrapped(method) + mark for method, mark in zip(table.index, broken, strict=True)])
+    _name_rows(axes, names)
     _values(axes, [f"{value:.2f}×" for value in table.speedup])
     axes.set_xlim(left=min(0.9, 0.95 * float(table.low.min())))
     axes.set_xlabel("speedup (×), 95 % interval")
@@ -65,8 +66,8 @@ def speedup(table: pd.DataFrame, floor: Interval | None) -> Picture | None:
     legend(figure, axes)
     alt = "Speedup over autoregressive decoding, fastest first: " + listed(table.speedup[::-1].map("{:.2f}".format))
     caption = (
-        "Right of the line is faster. Whiskers: 95 % interval, paired bootstrap over prompts. Grey band: the baseline "
-        "against its own copy. Lossy methods change the text."
+        "Right of the line is faster. Whiskers: 95 % interval, paired bootstrap over prompts. Grey band: as far "
+        "from 1 as the baseline is from its own copy. Lossy methods change the text."
     )
     numbers = table[["speedup", "low", "high", "decision"]].iloc[::-1].reset_index()
     return Picture(figure, "speedup", "Speedup over autoregressive decoding", alt, caption, numbers)
@@ -106,14 +107,15 @@ def phases(table: pd.DataFrame) -> Picture | None:
     """Stacked bars of `stats.phase_table`, in its order from the top."""
     if table.empty:
         return None
-    figure, axes = canvas(1.35 + 0.36 * len(table))
     table = table.iloc[::-1]
+    names = [wrapped(method) for method in table.index]
+    figure, axes = canvas(1.35 + _pitch(names) * len(names))
     left = np.zeros(len(table))
     for phase in PHASES:
         axes.barh(range(len(table)), table[phase], left=left, height=0.68, color=PHASE_COLOURS[phase],
                   hatch=PHASE_HATCHES[phase], edgecolor=INK, lw=0.5, label=phase)  # fmt: skip
         left += table[phase].to_numpy()
-    _name_rows(axes, [wrapped(method) for method in table.index])
+    _name_rows(axes, names)
     _values(axes, [f"{significant(value)} ms" for value in left])
     axes.set_xlim(0, left.max() * 1.02)
     axes.set_xlabel("mean time per step (ms)")
@@ -134,9 +136,9 @@ def budget(table: pd.DataFrame) -> Picture | None:
     axes.plot([1], [1], "*", color=INK, ms=10, ls="none", label=BASELINE)
     names = table.index.str.split(":").str[0].to_numpy() + np.where(table.lossy, " (lossy)", "")
     for number, (name, part) in enumerate(table.groupby(names)):
-        colour, marker = FAMILIES[number % len(FAMILIES)]
+        colour, marker = family(number)
         hollow = part.lossy.any() or number >= len(FAMILIES)
-        axes.errorbar(part.rows_per_step, part.speedup, yerr=_whiskers(part), fmt=marker + "-", lw=1, color=colour,
+        axes.errorbar(part.rows_per_step, part.speedup, yerr=whiskers(part), fmt=marker + "-", lw=1, color=colour,
                       mfc=PAPER if hollow else colour, ms=5.5, capsize=2.5, label=str(name))  # fmt: skip
     doubling(axes)
     axes.set_xlim(0.9, max(2.2, table.rows_per_step.max() * 1.15))
@@ -170,10 +172,21 @@ def kept(histogram: pd.DataFrame) -> Picture | None:
     return Picture(figure, "kept", "Tokens kept per step", alt, caption, share.reset_index())
 
 
-def _whiskers(table: pd.DataFrame) -> np.ndarray:
+def family(number: int) -> tuple[str, str]:
+    """Colour and marker of a line; 36 that differ in one of the two."""
+    shift = number // len(FAMILIES)
+    return FAMILIES[number % len(FAMILIES)][0], FAMILIES[(number + shift) % len(FAMILIES)][1]
+
+
+def whiskers(table: pd.DataFrame) -> np.ndarray:
     """Distances from the estimate to its limits, [2, methods]; an unbounded limit draws nothing."""
     reach = np.stack([table.speedup - table.low, table.high - table.speedup]).astype(float)
     return np.where(np.isfinite(reach), reach.clip(0), 0)
+
+
+def _pitch(names: list[str]) -> float:
+    """Inches from row to row, so that the longest name has room."""
+    return 0.06 + 0.15 * max(2, 1 + max(name.count("\n") for name in names))
 
 
 def _name_rows(axes: Axes, names: list[str]) -> None:

@@ -21,6 +21,14 @@ def settings(directory: Path) -> RunSettings:
     return RunSettings.from_published(read(directory)["settings"])
 
 
+def place(run: Path | None, out: Path | None) -> Path | None:
+    """Where a later pass over `run` writes. BenchError for a directory of another run, whose settings may differ."""
+    if out and out != run and (out / FILE).exists():
+        raise BenchError(f"{out} holds a run: name it in front of the flags, so that its settings hold, or choose "
+                         "another --out")
+    return out or run
+
+
 def hashes(target: Target, questions: Sequence[Question]) -> dict[str, str]:
     """Hashes of what is measured and on what."""
     return {"model": target.checksum, "prompts": fingerprint(questions)}
@@ -45,7 +53,7 @@ def session(directory: Path, asked: RunSettings, found: dict[str, str], resume: 
     try:
         yield
     finally:
-        now["card_after"] = provenance.card_state()
+        now["card_after"] = provenance.card_state(asked.device)
         write(directory, whole)
 
 

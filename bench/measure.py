@@ -9,7 +9,7 @@ from bench.loop import Decoder, Method, Raw
 from bench.methods import METHODS, REFERENCES, Reference
 from bench.noise import NoiseKey
 from bench.plan import Group
-from bench.record import Record
+from bench.record import Record, digest
 from bench.sequences import Prompt, Sequences
 from bench.suite import RunSettings
 from bench.zoo import Target
@@ -87,7 +87,7 @@ def lossless(decoder: Decoder | Reference) -> str:
 def described(settings: RunSettings) -> dict[str, Any]:
     """What every record says about the run, the very card included if there is one."""
     names = ("target", "temperature", "top_k", "top_p", "seed", "max_new_tokens", "ignore_eos", "dtype", "device")
-    card = provenance.card() if settings.device != "cpu" else None
+    card = provenance.card(settings.device) if settings.device != "cpu" else None
     published = settings.published()
     return {name: published[name] for name in names} | ({"card": card["id"]} if card else {})
 
@@ -105,7 +105,8 @@ def record(job: Job, raw: Raw, row: int, facts: dict[str, Any], end_ids: frozens
         phases={name: rounded(times[:steps]) for name, times in raw.phases.items()},
         discarded_ms=round(sum(sum(times[steps:]) for times in raw.phases.values()), 6),
         prefill_ms=round(raw.prefill_ms, 6), wall_ms=round(raw.wall_ms, 6),
-        rejection=evidence(raw, row, steps) if facts["lossless"] == "reject" else None, settings=facts)
+        rejection=evidence(raw, row, steps) if facts["lossless"] == "reject" else None, settings=facts,
+        prompt=digest(job.prompts[row].ids))
 
 
 def rounded(times: list[float]) -> list[float]:

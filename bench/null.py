@@ -16,7 +16,7 @@ from bench.clip import clip
 from bench.errors import BenchError
 from bench.loop import Decoder, Method
 from bench.noise import NoiseKey
-from bench.record import Record
+from bench.record import Record, digest
 from bench.sampling import Law
 from bench.sequences import Prompt, Sequences
 from bench.tree import Tree, chain
@@ -116,10 +116,9 @@ def decode(decoder: Decoder, target: Target, group: Sequence[Record], prompts: P
 def prompt_of(record: Record, prompts: Prompts) -> list[int]:
     """What a record continued. BenchError where its prompt was another."""
     ids = prompts.get((record.question_id, record.turn))
-    if ids is None or len(ids) != record.prompt_tokens:
-        raise BenchError(f"question {record.question_id}, turn {record.turn} was measured with a prompt of "
-                         f"{record.prompt_tokens} tokens, not {'none' if ids is None else len(ids)}: judge a run with "
-                         "its own questions")
+    if ids is None or len(ids) != record.prompt_tokens or record.prompt not in ("", digest(ids)):
+        raise BenchError(f"question {record.question_id}, turn {record.turn} was measured with another prompt, of "
+                         f"{record.prompt_tokens} tokens: judge a run with its own questions")
     return list(ids)
 
 

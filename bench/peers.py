@@ -1,4 +1,4 @@
-"""Other benchmarks' result files, read into our quantities, and our acceptance length in their definitions.
+"""`python -m bench peers FILE ...`: other benchmarks' result files in our table, our lengths in their definitions.
 
 Files of peers become one DataFrame of ANSWERS columns, however much they tell; `table` makes our main table of it.
 Their token counts are taken as they stand, though Spec-Bench counts what its methods generate past the end of a text.
@@ -6,6 +6,7 @@ Their token counts are taken as they stand, though Spec-Bench counts what its me
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,8 +18,29 @@ import pandas as pd
 from bench.bootstrap import ratio_intervals, ratio_of_sums
 from bench.errors import BenchError
 from bench.prompts import TASKS
+from bench.tables import others
+from bench.terminal import console, show
 
 ANSWERS = ["method", "question_id", "category", "tokens", "time_s", "steps", "acceptance"]
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `peers`."""
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE",
+                        help="Spec-Bench's answers (.jsonl) or a result of `vllm bench` (.json)")
+    parser.add_argument("--baseline", metavar="NAME", help="method to compare with (default: the first file's)")
+    parser.add_argument("--output-tokens", type=int, metavar="N", help="tokens made, where vLLM's file does not say it")
+
+
+def command(args: argparse.Namespace) -> int:
+    """Print what the files hold as a main table. BenchError for a file that is none, or says too little."""
+    found = [read_spec_bench(path) if path.suffix == ".jsonl" else read_vllm(path, output_tokens=args.output_tokens)
+             for path in args.files]
+    baseline = args.baseline or found[0].method.iloc[0]
+    shown, out = others(table(pd.concat(found, ignore_index=True), baseline), baseline), console()
+    show(shown, out)
+    out.print(shown.note, soft_wrap=True)
+    return 0
 
 
 def read_spec_bench(path: str | Path) -> pd.DataFrame:
@@ -116,7 +138,7 @@ def table(answers: pd.DataFrame, baseline: str) -> pd.DataFrame:
     """
     silent = sorted(set(answers.method[answers.tokens.isna()]))
     if silent:
-        raise BenchError(f"the files do not say how many tokens {', '.join(silent)} generated: give output_tokens")
+        raise BenchError(f"the files do not say how many tokens {', '.join(silent)} generated: give --output-tokens")
     methods = sorted(set(answers.method), key=lambda method: (method != baseline, method))
     if baseline not in methods:
         raise BenchError(f"no answers of {baseline!r}: there are {', '.join(methods)}")

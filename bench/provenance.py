@@ -34,9 +34,10 @@ HIDDEN = "…"
 def collect(settings: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, Any]:
     """Provenance of a run that starts now, ready for JSON.
 
-    `settings` are the suite, seeds and options; `files` maps a name (model, prompts, checkpoint ...) to the sha256 of
-    its content. `card` and `card_before` are None without an NVIDIA GPU.
+    `settings` are the suite, seeds, options and the device; `files` maps a name (model, prompts, checkpoint ...) to the
+    sha256 of its content. `card` and `card_before` are None without an NVIDIA GPU.
     """
+    device = settings.get("device", "")
     return {
         "schema": 1,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -47,8 +48,8 @@ def collect(settings: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, 
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": {"model": _cpu_model(), "cores": _cores()},
-        "card": card(),
-        "card_before": card_state(),
+        "card": card(device),
+        "card_before": card_state(device),
     }
 
 
@@ -111,31 +112,39 @@ def _cores() -> int:
 
 
 @contextmanager
-def _device() -> Iterator[Any]:
-    """The NVML handle of the first GPU that this process may see; None where there is none."""
+def _handle(device: str) -> Iterator[Any]:
+    """The NVML handle of `cuda:N`, of the GPUs that this process may see, else of the first; None where there is none.
+
+    Machines whose cards are of several kinds need CUDA_DEVICE_ORDER=PCI_BUS_ID, or torch counts them otherwise.
+    """
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
         yield None
         return
     try:
-        yield _handle(os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip())
+        yield _found(int(device.partition(":")[2] or 0))
     finally:
         pynvml.nvmlShutdown()
 
 
-def _handle(first: str) -> Any:
+def _found(number: int) -> Any:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    name = str(number) if visible is None else "".join(visible.split(",")[number : number + 1]).strip()
     try:
-        if first.isdecimal():
-            return pynvml.nvmlDeviceGetHandleByIndex(int(first))
-        return pynvml.nvmlDeviceGetHandleByUUID(first) if first else None
+        if name.isdecimal():
+            return pynvml.nvmlDeviceGetHandleByIndex(int(name))
+        return pynvml.nvmlDeviceGetHandleByUUID(name) if name else None
     except pynvml.NVMLError:
         return None
 
 
-def card() -> dict[str, Any] | None:
-    """The GPU: name, an anonymous id of the very card (the start of its UUID's sha256), driver, memory, limits."""
-    with _device() as handle:
+def card(device: str = "") -> dict[str, Any] | None:
+    """The GPU that `device` means; None without one.
+
+    Its name, an anonymous id of the very card (the start of its UUID's sha256), driver, memory, limits.
+    """
+    with _handle(device) as handle:
         if handle is None:
             return None
         uuid = str(pynvml.nvmlDeviceGetUUID(handle))
@@ -150,9 +159,9 @@ def card() -> dict[str, Any] | None:
         }
 
 
-def card_state() -> dict[str, Any] | None:
+def card_state(device: str = "") -> dict[str, Any] | None:
     """The GPU's clocks, power and temperature now: taken before and after a run. None without a GPU."""
-    with _device() as handle:
+    with _handle(device) as handle:
         if handle is None:
             return None
         return {

@@ -5,28 +5,26 @@ import json
 import logging
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from lm_eval.api.task import Task
 from lm_eval.evaluator import evaluate
 from scipy.stats import binomtest
 
-from bench import suite, tasks, zoo
+from bench import journal, suite, tables, tasks, zoo
 from bench.errors import BenchError
 from bench.harness import HarnessModel, Made
-from bench.layout import NOTHING, Table, build, fixed, of, percent, significant
 from bench.measure import Team
 from bench.memory import memory_limits
+from bench.methods import METHODS, parse_one, public
 from bench.record import BASELINE, TWIN
 from bench.suite import DTYPES, RunSettings, spelled
 from bench.terminal import console, show
 
 FILE, ANSWERS = "quality.json", "quality_answers.jsonl"
 STRANGERS = ("suite", "prompts", "repeats")  # flags of `run` that mean nothing here
-NOTE = "p: exact McNemar test against autoregressive decoding, where texts differ. Speed is that of the same texts."
 
 
 @dataclass(frozen=True)
@@ -53,34 +51,44 @@ class Result:
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of `quality`: those of `run`, and what to ask."""
+    """Flags of `quality`: a run, or those of `run`, and what to ask."""
+    parser.add_argument("run", nargs="?", type=Path, metavar="RUN", help="directory of a run: its settings, its report")
     suite.arguments(parser)
     parser.add_argument("--items", metavar="NAME", help="bundled (default), gsm8k:PATH, or a task of lm-eval")
     parser.add_argument("--data", metavar="PATH", help="GSM8K's questions as JSONL: the same as --items gsm8k:PATH")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where to write: a run's directory, for its report")
+    parser.add_argument("--out", type=Path, metavar="DIR", help=f"where to write {FILE} (default: RUN)")
 
 
 def command(args: argparse.Namespace) -> int:
     """Ask, score, compare, print."""
-    settings, items = chosen(args), asked(args)
+    settings, items, directory = chosen(args), asked(args), journal.place(args.run, args.out)
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of what is meant to be so
     out = console()
     with memory_limits(settings.device):
         results = measure(settings, tasks.load(items), args.max_new_tokens)
     found = compare(results)
-    if args.out:
-        write(args.out, found, results)
-    show(table(found, items, settings), out)
-    out.print(f"{NOTE}\n{remark(found)}", soft_wrap=True)
+    if directory:
+        write(directory, found, results)
+    title = f"Quality of {public(settings.target)} on {items.partition(':')[0]}, temperature {settings.temperature:g}"
+    show(shown := tables.quality(found, title), out)
+    out.print(f"{shown.note}\n{remark(found)}", soft_wrap=True)
     return 0
 
 
 def chosen(args: argparse.Namespace) -> RunSettings:
-    """The settings of `run`, but all items. BenchError for flags that mean nothing here."""
+    """The settings of `run`, or of RUN with its methods in the loop; but all items, unless a flag says how many.
+
+    BenchError for flags that mean nothing here.
+    """
     named = suite.given(args)
     if odd := [name for name in STRANGERS if name in named]:
         raise BenchError(f"{spelled(odd[0])} means nothing to quality: leave it out")
-    return suite.chosen({"methods": ("prompt_lookup",), "limit": None} | named)
+    if not args.run:
+        return suite.chosen({"methods": ("prompt_lookup",), "limit": None} | named)
+    free = {"limit": named.pop("limit", None), "batch": named.pop("batch", 1)}
+    named.pop("max_new_tokens", None)
+    saved = suite.continued(journal.settings(args.run), named)
+    return replace(saved, methods=tuple(m for m in saved.methods if parse_one(m).name in METHODS), **free)
 
 
 def asked(args: argparse.Namespace) -> str:
@@ -140,7 +148,9 @@ def compare(results: dict[str, Result]) -> dict[str, dict[str, Any]]:
             raise RuntimeError(f"{label} gave the baseline's very texts, and scores {result.score}, not {base.score}")
         p = mcnemar(zip(base.answers, result.answers, strict=True)) if differing else None
         made = result.made
-        found[label] = {"score": result.score, "p": p, "items": len(result.answers), "differing": differing,
+        task = ", ".join(dict.fromkeys(answer.task for answer in result.answers))
+        found[label] = {"score": result.score, "p": p, "items": len(result.answers), "task": task,
+                        "differing": differing,
                         "tokens_per_s": 1000 * made.tokens / made.ms if made.ms else None,
                         "tokens_per_step": made.tokens / made.steps if made.steps else None}
     return found
@@ -165,22 +175,6 @@ def write(directory: Path, found: dict[str, dict[str, Any]], results: dict[str, 
         (directory / FILE).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise BenchError(f"cannot write to {directory} ({error.strerror}): choose another --out") from error
-
-
-def table(found: dict[str, dict[str, Any]], items: str, settings: RunSettings) -> Table:
-    """Quality beside speed."""
-    frame = pd.DataFrame.from_dict(found, orient="index").rename_axis("method").reset_index()
-    frame = frame.astype({"p": float, "tokens_per_s": float, "tokens_per_step": float})
-    title = f"Quality of {settings.target} on {items.partition(':')[0]}, temperature {settings.temperature:g}"
-    return build("quality", title, NOTE, frame, {
-        "Method": of("method"),
-        "Quality (%)": of("score", percent),
-        "Items": of("items"),
-        "Differing texts": lambda row: NOTHING if row.method == BASELINE else str(row.differing),
-        "p": lambda row: NOTHING if pd.isna(row.p) else f"{row.p:.2g}",
-        "Tokens/s": of("tokens_per_s", significant),
-        "Tokens/step": of("tokens_per_step", fixed),
-    })  # fmt: skip
 
 
 def remark(found: dict[str, dict[str, Any]]) -> str:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import fcntl
 import gzip
+import hashlib
 import json
 import lzma
 import math
 import os
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -56,6 +57,7 @@ class Record:
     wall_ms: float  # host time around the decode loop of the whole batch
     rejection: dict[str, float] | None  # {"excess", "variance", "tested"} of methods verified by rejection
     settings: dict[str, Any]
+    prompt: str = ""  # `digest` of the prompt's ids; records of the first runs lack it
     schema: int = SCHEMA
 
     @property
@@ -79,15 +81,20 @@ class Record:
             raise BenchError("not a record: an object with an integer 'schema' is expected")
         if data["schema"] > SCHEMA:
             raise BenchError(f"schema {data['schema']} is newer than the newest known, {SCHEMA}: update ptp-bench")
-        missing = [field.name for field in fields(cls) if field.name not in data]
+        missing = [field.name for field in fields(cls) if field.default is MISSING and field.name not in data]
         if missing:
             raise BenchError(f"the record lacks {', '.join(missing)}")
-        record = cls(**{field.name: data[field.name] for field in fields(cls)})
+        record = cls(**{field.name: data[field.name] for field in fields(cls) if field.name in data})
         try:
             check(record)
         except (TypeError, AttributeError) as error:
             raise BenchError(f"a field has the wrong type: {error}") from error
         return record
+
+
+def digest(ids: Iterable[int]) -> str:
+    """What tells one prompt from another: the start of the sha256 of its ids."""
+    return hashlib.sha256(",".join(map(str, ids)).encode()).hexdigest()[:12]
 
 
 def check(record: Record) -> None:

@@ -137,7 +137,8 @@ def _floor(main: pd.DataFrame) -> str:
     twin = main.loc[TWIN]
     return (
         f"Noise floor: the baseline against its own copy is {twin.speedup:.3f} [{twin.low:.3f}, {twin.high:.3f}] over "
-        f"{twin.prompts} prompts. A speedup inside it, or whose interval covers 1, is no difference."
+        f"{twin.prompts} prompts. A speedup that is no farther from 1, either way, or whose interval covers 1, is no "
+        "difference."
     )
 
 
@@ -166,10 +167,11 @@ def references(run: Run, found: Findings) -> Section:
 
 
 def texts(run: Run, found: Findings) -> Section:
-    """Verdicts."""
+    """Verdicts and quality."""
     divergences = stats.divergences(run.records)
     order = [method for method in [*found.methods, *found.references.index] if method in divergences.index]
     shown = [tables.verdicts(divergences.loc[order], stats.rejection_z(run.records), run.verdicts)] if order else []
+    shown += [tables.quality(run.quality)] if run.quality else []
     text = [] if run.verdicts else ["The run left no verdicts, so nothing here has been checked."]
     return Section("texts", "Is the text unchanged?", text, shown, [])
 

@@ -123,16 +123,19 @@ def speedup(
 
 
 def noise_floor(df: pd.DataFrame, resamples: int = RESAMPLES, seed: int = 0) -> Interval | None:
-    """Interval of the baseline against its own copy (A/A); None where the run has no copy."""
+    """Interval of the baseline against its own copy (A/A); None where the run has no copy.
+
+    A copy that comes out 1 % slower might as well have come out faster: what counts is its reach `both_ways`.
+    """
     return speedup(df, TWIN, resamples=resamples, seed=seed) if (df.method == TWIN).any() else None
 
 
 def decision(interval: Interval, floor: Interval | None) -> str:
     """One of "faster", "slower", "no difference".
 
-    There is no difference where the interval covers 1 or the speedup lies inside the noise floor.
+    There is no difference where the interval covers 1, or where the speedup is no farther from 1 than the noise floor.
     """
-    if interval.covers(1.0) or (floor is not None and floor.covers(interval.estimate)):
+    if interval.covers(1.0) or (floor is not None and floor.both_ways.covers(interval.estimate)):
         return "no difference"
     return "faster" if interval.estimate > 1 else "slower"
 

@@ -17,30 +17,38 @@ import pandas as pd
 from bench import stats
 from bench.contents import Found
 from bench.layout import NOTHING, Spec, Table, build, fixed, limits, of, percent, significant, tenths, whole
-from bench.record import PHASES
+from bench.record import BASELINE, PHASES
 
 PUBLISHED = Path(__file__).with_name("data") / "published.csv"
 DEPTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # shown; the CSV has all
 POSITIONS = 5  # first divergences shown
+QUALITY = ["score", "items", "task", "differing", "p", "tokens_per_s", "tokens_per_step"]  # of quality.json
 TASK_HEADS = dict(zip(stats.TASK_NAMES, ("Conv.", "Transl.", "Summ.", "QA", "Math", "RAG"), strict=True))
 RESULTS_NOTE = (
     "Speedup: time per token of autoregressive decoding over the method's, on the same prompts. Accepted: tokens per "
     "step, the target's own included. Rows: positions that the target evaluates per step. "
-    "#: 1 + number of methods that are apart from this one and faster."
+    "#: 1 + number of methods that are apart from this one and faster. "
 )
+UNSCORED = "Quality: not measured (python -m bench quality RUN); where the verdict is identical it is the baseline's."
+SCORED = "Quality: share of items solved; p: exact McNemar test against autoregressive decoding, where texts differ."
 TASKS_NOTE = (
     "Spec-Bench's six tasks: multi-turn conversation, translation, summarization, question answering, mathematical "
     "reasoning, retrieval-augmented generation. –: no prompts, or batches that mix tasks."
 )
 VERDICTS_NOTE = (
     "Texts that differ from the baseline's under the same noise. First at: tokens before the first difference, "
-    "smallest first. z: accepted minus expected draft tokens, in standard deviations; beyond 4 is BROKEN."
+    "smallest first. z: accepted minus expected draft tokens, in standard deviations; beyond 4 is BROKEN. "
+    "identical: every text is the baseline's. numerical ties: texts part only where rounding decides, no more often "
+    "than the baseline's own. distribution: verified by rejection, equal in law. lossy: claims neither. reference: "
+    "another implementation."
 )
 
 
 def results(name: str, title: str, frame: pd.DataFrame, quality: Found) -> list[Table]:
     """What `stats.main_table` or `stats.lossy_table` found: over all prompts, then task by task."""
     frame = frame.reset_index()
+    if quality:
+        frame = frame.assign(quality=_of_each(frame.method, quality, "score"), p=_of_each(frame.method, quality, "p"))
     spec: Spec = {
         "Method": of("method"),
         "#": of("rank", lambda rank: "" if pd.isna(rank) else str(rank)),
@@ -50,14 +58,14 @@ def results(name: str, title: str, frame: pd.DataFrame, quality: Found) -> list[
         "Rows": of("rows_per_step", tenths),
         "Tokens/s": of("tokens_per_s", significant),
         "Verdict": of("verdict"),
+        "Quality (%)": _quality if quality else lambda row: NOTHING,
+        "Notes": lambda row: ", ".join(filter(None, (_remark(row.decision), row["flags"]))),
     }
-    if quality:
-        spec["Quality (%)"] = lambda row: _quality(quality.get(row.method))
-    spec["Notes"] = lambda row: ", ".join(filter(None, (_remark(row.decision), row["flags"])))
     by_task: Spec = {"Method": of("method")} | {head: of(task, fixed) for task, head in TASK_HEADS.items()}
     by_task |= {"Overall": of("speedup", fixed), "Accepted": of("accepted", fixed)}
+    note = RESULTS_NOTE + (SCORED if quality else UNSCORED)
     return [
-        build(name, title, RESULTS_NOTE, frame.drop(columns=list(TASK_HEADS)), spec),
+        build(name, title, note, frame.drop(columns=list(TASK_HEADS)), spec),
         build(
             f"{name}_by_task", f"{title}, by task", TASKS_NOTE, frame[["method", *TASK_HEADS, "speedup", "accepted"]],
             by_task,
@@ -69,12 +77,30 @@ def _remark(decision: str) -> str:
     return "" if decision in {"faster", "slower"} else decision
 
 
-def _quality(found: Mapping[str, Any] | None) -> str:
+def _of_each(methods: pd.Series, found: Found, key: str) -> pd.Series:
+    """One number of a file of the run, by method; NaN where it has none."""
+    return pd.Series([found.get(method, {}).get(key) for method in methods], methods.index, float)
+
+
+def _quality(row: Any) -> str:
     """Score, and the p-value of the comparison with the baseline where there was one to make."""
-    if not found:
-        return NOTHING
-    p = found.get("p")
-    return percent(found["score"]) + (f" (p={p:.2g})" if p is not None else "")
+    return percent(row.quality) + ("" if pd.isna(row.p) else f" (p={row.p:.2g})")
+
+
+def quality(found: Found, title: str = "Quality") -> Table:
+    """quality.json: scores, and at what speed those very texts were made."""
+    frame = pd.DataFrame.from_dict(found, orient="index", columns=QUALITY).rename_axis("method").reset_index()
+    frame = frame.astype(dict.fromkeys(("score", "p", "tokens_per_s", "tokens_per_step"), float))
+    spec: Spec = {
+        "Method": of("method"),
+        "Quality (%)": of("score", percent),
+        "Items": lambda row: f"{row['items']} of {row.task}",
+        "Differing texts": lambda row: NOTHING if row.method == BASELINE else str(row.differing),
+        "p": lambda row: NOTHING if pd.isna(row.p) else f"{row.p:.2g}",
+        "Tokens/s": of("tokens_per_s", significant),
+        "Tokens/step": of("tokens_per_step", fixed),
+    }
+    return build("quality", title, f"{SCORED} Speed is that of these texts.", frame, spec)
 
 
 def references(frame: pd.DataFrame) -> Table:
@@ -132,8 +158,8 @@ def cost(frame: pd.DataFrame, lengths: pd.DataFrame, measured: Found) -> Table:
     """What a speedup was bought with: rows, closure of the clock; memory and energy where they were measured."""
     table = frame[["step_ms", "closure", "outside", "flagged"]].join(lengths[["rows_per_step", "micro"]])
     table["rows_per_token"] = table.rows_per_step / table.micro
-    for key in ("peak_memory_mib", "own_memory_mib", "energy_mj_per_token"):
-        table[key] = pd.Series([measured.get(method, {}).get(key) for method in table.index], table.index, float)
+    for key in ("peak_memory_mib", "own_memory_mib", "energy_mj_per_token", "roofline_share"):
+        table[key] = _of_each(table.index.to_series(), measured, key)
     spec: Spec = {
         "Method": of("method"),
         "Rows/step": of("rows_per_step", tenths),
@@ -146,9 +172,13 @@ def cost(frame: pd.DataFrame, lengths: pd.DataFrame, measured: Found) -> Table:
         spec["Peak (MiB)"] = of("peak_memory_mib", whole)
         spec["Own (MiB)"] = of("own_memory_mib", whole)
         spec["mJ/token"] = of("energy_mj_per_token", tenths)
-        note += "Own: what the method adds to the target's memory. Memory and energy are from a pass of their own."
+        spec["Roofline"] = of("roofline_share", fixed)
+        note += (
+            "Own: what the method adds to the target's memory. mJ/token: of the whole card, prefill included. "
+            "Roofline: time to read weights and cache once, over the step's. These four are from a pass of their own."
+        )
     else:
-        note += "Memory and energy were not measured: they need a pass of their own."
+        note += "Memory and energy were not measured: they need a pass of their own (python -m bench cost RUN)."
     return build("cost", "Rows, clock, memory, energy", note, table.drop(columns="micro").reset_index(), spec)
 
 
@@ -190,6 +220,15 @@ def peers(lengths: pd.DataFrame) -> Table:
     spec: Spec = {"Method": of("method")} | {name: of(name, fixed) for name in lengths.columns}
     note = "The same records as other benchmarks would count them. Compare a published length with its own column only."
     return build("peers", "Acceptance length, as others count", note, lengths.rename_axis("method").reset_index(), spec)
+
+
+def others(frame: pd.DataFrame, baseline: str) -> Table:
+    """What the files of other benchmarks say (`bench.peers.table`)."""
+    spec: Spec = {"Method": of("method")} | {head: of(task, fixed) for task, head in TASK_HEADS.items()}
+    spec |= {"Overall": of("speedup", fixed), "95 %": limits, "Accepted": of("accepted", fixed),
+             "Tokens/s": of("tokens_per_s", significant), "Prompts": of("prompts")}  # fmt: skip
+    note = f"Time per token of {baseline} over the method's, on common questions. Tokens as each file counts them."
+    return build("others", "Results of other benchmarks", note, frame.reset_index(), spec)
 
 
 def pairs(table: pd.DataFrame) -> Table:

@@ -130,9 +130,27 @@ def test_only_what_both_runs_hold_is_paired(old, tmp_path):
     assert list(found.ratios) == ["m"]
     assert found.ratios["m"].prompts == 38
     assert found.notes == (
+        "only the old run has autoregressive",
         "4 of 80 old records have no partner and are left out",
         "41 of 117 new records have no partner and are left out",
     )
+
+
+def test_prompts_of_one_length_are_not_yet_the_same(tmp_path):
+    """Question 1 has become another of as many tokens."""
+    one = [replace(record, prompt=f"{record.question_id}") for record in synthetic.records(PLANS, SHAPE)]
+    two = [replace(record, prompt="another") if record.question_id == 1 else record for record in one]
+    found = compare(write(tmp_path / "one", one), write(tmp_path / "two", two), resamples=100)
+    assert {ratio.prompts for ratio in found.ratios.values()} == {39}
+
+
+def test_a_broken_text_fails_however_fast_it_is(old, tmp_path):
+    new = write(tmp_path / "new", again(slower=0.5))
+    (new / "verdicts.json").write_text(json.dumps({"m": {"verdict": "BROKEN"}, BASELINE: {"verdict": "identical"}}))
+    found = compare(old, new, resamples=100)
+    assert (found.broken, found.failed, found.exit_code) == (("m",), (), 1)
+    assert str(found).count("FAILED (its new text is BROKEN)") == 1
+    assert compare(new, old, resamples=100).exit_code == 0
 
 
 def test_changed_texts_are_noted(old, tmp_path):
@@ -159,7 +177,7 @@ def test_a_damaged_provenance(old, tmp_path):
     with pytest.raises(BenchError, match=r"provenance\.json"):
         compare(old, new)
     (old / "provenance.json").write_text("[]")
-    with pytest.raises(BenchError, match="holds no provenance"):
+    with pytest.raises(BenchError, match="holds no JSON object"):
         compare(old, new)
     for run in (old, new):
         (run / "provenance.json").unlink()

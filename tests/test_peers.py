@@ -9,6 +9,7 @@ import synthetic
 from synthetic import handmade
 
 from bench import peers
+from bench.__main__ import main
 from bench.errors import BenchError
 from bench.record import BASELINE, frame
 from bench.stats import acceptance
@@ -46,6 +47,23 @@ def test_spec_bench_answers(tmp_path):
     assert df.steps.tolist() == [4, 2, 4, 4, 5]
     assert df.acceptance.tolist() == [3, 3, 3, 3, 3]
     assert set(df.method) == {"eagle"}
+
+
+def test_the_command_prints_them_side_by_side(tmp_path, capsys):
+    """Eagle needs half the time for as many tokens; vLLM's file knows no questions, so it stands alone."""
+    slow = [answer(n, "qa" if n % 2 else "rag", [choice([10], [2.0], idxs=[9])], "vicuna") for n in range(24)]
+    fast = [answer(n, "qa" if n % 2 else "rag", [choice([10], [1.0], idxs=[4])]) for n in range(24)]
+    files = [str(write(tmp_path / f"{name}.jsonl", *lines)) for name, lines in (("v", slow), ("e", fast))]
+    assert main(["peers", *files]) == 0
+    rows = {cells[0]: cells[1:] for line in capsys.readouterr().out.splitlines() if (cells := line.split())}
+    assert rows["eagle"] == [*"–––", "2.00", "–", "2.00", "2.00", "[2.00,", "2.00]", "2.00", "10.0", "24"]
+    assert main(["peers", files[0], "--baseline", "eagle"]) == 2
+    assert "no answers of 'eagle': there are vicuna" in capsys.readouterr().err
+    latency = tmp_path / "latency.json"
+    latency.write_text(json.dumps({"avg_latency": 2.0, "latencies": [2.0, 2.0]}))
+    assert main(["peers", str(latency)]) == 2
+    assert main(["peers", str(latency), "--output-tokens", "64"]) == 0
+    assert "32.0" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -98,7 +116,7 @@ def test_vllm_latency_and_throughput(tmp_path):
     (row,) = peers.read_vllm(tmp_path / "t.json").itertuples()
     assert row.time_s == 4
     assert np.isnan(row.tokens)  # its 900 tokens count the prompts too
-    with pytest.raises(BenchError, match="do not say how many tokens t generated: give output_tokens"):
+    with pytest.raises(BenchError, match="do not say how many tokens t generated: give --output-tokens"):
         peers.table(peers.read_vllm(tmp_path / "t.json"), "t")
 
 

@@ -180,6 +180,11 @@ def test_a_card(driver, monkeypatch):
         assert found
         assert found["id"] == hashlib.sha256(b"GPU-b").hexdigest()[:12]
         assert state == {"sm_mhz": 345, "memory_mhz": 2619, "power_w": None, "temperature_c": 31}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,0")
+    assert card("cuda") != card("cuda:1") == first
+    assert card("cuda:2") is None
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert card("cuda:0") == first != card("cuda:1")
     for nothing in ("", "GPU-c"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", nothing)
         assert card() is None

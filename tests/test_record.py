@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.errors import BenchError
-from bench.record import FILE, PHASES, SCHEMA, Record, Writer, check, frame, read
+from bench.record import FILE, PHASES, SCHEMA, Record, Writer, check, digest, frame, read
 
 RUN = synthetic.records(shape=synthetic.Shape(questions=3, turns=2, repeats=1))
 GOOD = next(record for record in RUN if record.method == "ptp:k=16")
@@ -52,6 +52,13 @@ def test_json_round_trip(record):
     line = record.to_json()
     assert "\n" not in line
     assert Record.from_json(line) == record
+
+
+def test_records_of_the_first_runs_do_not_say_what_their_prompt_was():
+    old = json.loads(replace(GOOD, prompt=digest([1, 2, 3])).to_json())
+    assert len(old.pop("prompt")) == 12
+    assert Record.from_json(json.dumps(old)) == replace(GOOD, prompt="")
+    assert digest([1, 23]) != digest([12, 3])
 
 
 def change(record: Record, name: str, index: int, value: int) -> Record:

@@ -245,7 +245,8 @@ def test_missing_files_are_told_not_guessed(tmp_path):
     (tmp_path / "provenance.json").unlink()
     page = report.markdown(load(tmp_path))
     found = markdown_tables(page)
-    assert {row[-2] for row in found["Speedup"][1:]} == {"unchecked"}
+    heads, *rows = found["Speedup"]
+    assert {row[heads.index("Verdict")] for row in rows} == {"unchecked"}
     assert "nothing here has been checked" in page
     assert "Fastest:" not in page
     assert "Provenance" not in found
@@ -287,14 +288,24 @@ def test_no_second_baseline_means_an_unknown_noise_floor(tmp_path):
 
 
 def test_quality_and_cost_are_shown_where_they_were_measured(tmp_path):
-    quality = {"medusa": {"score": 0.514, "p": 0.03}, BASELINE: {"score": 0.52}}
-    cost = {"medusa": {"peak_memory_mib": 812.4, "own_memory_mib": 20, "energy_mj_per_token": None}}
+    asked = {"items": 37, "task": "bundled", "differing": 3, "tokens_per_s": 1483.2, "tokens_per_step": 2.5}
+    quality = {BASELINE: asked | {"score": 0.52, "p": None}, "medusa": asked | {"score": 0.514, "p": 0.03}}
+    cost = {"medusa": {"peak_memory_mib": 812.4, "own_memory_mib": 20, "energy_mj_per_token": None,
+                       "roofline_share": 0.456}}
     found = markdown_tables(page_of(tmp_path, quality=quality, cost=cost))
     heads, *rows = found["Speedup"]
     scores = {row[0]: row[heads.index("Quality (%)")] for row in rows}
     assert (scores["medusa"], scores[BASELINE], scores[TWIN]) == ("51.4 (p=0.03)", "52.0", "–")
-    memory = {row[0]: row[-3:] for row in found["Rows, clock, memory, energy"]}
-    assert memory["medusa"] == ["812", "20", "–"]
+    assert found["Quality"][1:] == [[BASELINE, "52.0", "37 of bundled", "–", "–", "1483", "2.50"],
+                                    ["medusa", "51.4", "37 of bundled", "3", "0.03", "1483", "2.50"]]
+    memory = {row[0]: row[-4:] for row in found["Rows, clock, memory, energy"]}
+    assert memory["medusa"] == ["812", "20", "–", "0.46"]
+
+
+def test_quality_that_was_not_measured_is_a_gap_beside_every_speedup(tmp_path):
+    heads, *rows = markdown_tables(page := page_of(tmp_path))["Speedup"]
+    assert {row[heads.index("Quality (%)")] for row in rows} == {"–"}
+    assert page.count("Quality: not measured") == 2  # the lossy table as well
 
 
 def test_only_the_baseline_is_a_report_too(tmp_path):

@@ -197,13 +197,13 @@ def test_a_different_run_is_not_resumed(whole, capsys):
 
 
 def test_killed_at_random_moments(whole):
-    """Whatever is on disk when the process dies is whole, and is continued to the same end."""
+    """Ten times: whatever is on disk when the process dies is whole, and is continued to the same end."""
     dice, context = random.Random(4), multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["bench.run"])
     start, kills = argv("killed"), 0
-    while kills < 5:
+    while kills < 10:
         process = context.Process(target=main, args=(start,))
-        goal = written("killed") + dice.randint(1, 9)
+        goal = written("killed") + dice.randint(1, 5)
         process.start()
         while process.is_alive() and written("killed") < goal:
             time.sleep(0.001)

@@ -287,7 +287,9 @@ def test_the_file_holds_the_verdicts(tmp_path):
     assert json.loads((tmp_path / verdict.FILE).read_text()) == {label: asdict(v) for label, v in found.items()}
 
 
-@pytest.mark.parametrize("spoil", [dict.clear, lambda prompts: prompts.update({key: [1] * 50 for key in prompts})])
+@pytest.mark.parametrize("spoil", [
+    dict.clear, lambda prompts: prompts.update({key: [1] * 50 for key in prompts}),
+    lambda prompts: prompts.update({key: [ids[0] ^ 1, *ids[1:]] for key, ids in prompts.items()})])
 def test_prompts_of_another_run_are_refused(spoil):
     case = tampered(judged.measure(LOOKUP, TARGET, Law(), judged.work(2, 2)), "prompt_lookup", lambda t: [0, *t[1:]])
     spoil(case.prompts)
