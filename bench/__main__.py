@@ -15,6 +15,7 @@ COMMANDS = {  # name -> (module with `arguments` and `command`, what it does); i
     "cost": ("bench.cost", "memory and energy of each method, alone in its process"),
     "rows": ("bench.rows", "what a step costs by the number of its rows"),
     "compare": ("bench.gate", "two runs against each other: a gate for regressions"),
+    "peers": ("bench.peers", "result files of Spec-Bench and vLLM in the same table"),
     "data": ("bench.data", "teacher text, written by the target itself"),
     "train": ("bench.train", "train a drafter on teacher text"),
     "world": ("ptp.world", "train every method on a small world, where parallel prediction must win"),
