@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baselines.draft_lesson import Layers
-from bench import drafters
+from baselines.draft_lesson import Layers, Options
+from bench import drafters, zoo
 from bench.cache import Cache
 from bench.errors import BenchError
 from bench.forward import forward_for, prefill
@@ -20,7 +20,7 @@ from bench.tree import Tree, chain, chain_parents
 
 @dataclass(frozen=True)
 class Settings:
-    """`draft`: a zoo name, or a .safetensors file that `train` wrote.
+    """`draft`: a zoo name, or a .safetensors file that `train` wrote; by default the one that comes with the target.
 
     `verify`: "match" (shared noise, same text) or "reject" (own noise, same distribution).
     """
@@ -54,16 +54,20 @@ class DraftModel(Method):
 
     @classmethod
     def load(cls, settings: Any, target: Any) -> Any:
-        """The draft model by its zoo name or file. Raises BenchError when its vocabulary or its target is another."""
-        from bench import zoo
+        """The draft model by its zoo name or file. Raises BenchError when its vocabulary or its target is another.
 
-        if not settings.draft:
-            raise BenchError("draft_model needs a draft: draft_model:draft=NAME (see `python -m bench list`)")
-        if settings.draft.endswith(".safetensors"):
-            return trained(Path(settings.draft), target)
-        draft = zoo.load(settings.draft, target.model.norm.device, target.model.norm.dtype)
-        zoo.require_same_vocabulary(target, draft)
-        return draft.model
+        Random targets get some of their own layers, untrained: good for costs alone.
+        """
+        model = target.model
+        if settings.draft and not settings.draft.endswith(".safetensors"):
+            draft = zoo.load(settings.draft, model.norm.device, model.norm.dtype)
+            zoo.require_same_vocabulary(target, draft)
+            return draft.model
+        if source := drafters.source(settings.draft, "draft_model", target, option="draft"):
+            return trained(source, target)
+        layers = Layers(model, min(Options().layers, model.config.layers // 2 or 1))
+        layers.start_from(model)
+        return layers.to(model.norm.dtype).on(model).requires_grad_(False)
 
     @property
     def extra_bytes(self) -> int:

@@ -2,7 +2,6 @@
 
 import heapq
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +19,10 @@ RANKS = 16  # candidates of a head that a tree may use
 
 @dataclass(frozen=True)
 class Settings:
-    """`rows` of a step, the root included; `accept`: match, or typical (lossy); `weights`: a trained file."""
+    """`rows` of a step, the root included; `accept`: match, or typical (lossy).
+
+    `weights`: a trained file; by default the one that comes with the target.
+    """
 
     rows: int = 32
     accept: str = "match"
@@ -112,13 +114,11 @@ class Medusa(Method):
     def load(cls, settings: Any, target: Any) -> Heads:
         """The heads of a zoo target. Random targets get random ones: good for costs alone."""
         norm = target.model.norm
-        if settings.weights:
-            found = drafters.load(Path(settings.weights), "medusa", target)
+        if source := drafters.source(settings.weights, "medusa", target):
+            found = drafters.load(source, "medusa", target)
             heads = found.into(Heads(target.config.hidden, **found.card.options))
-        elif target.random:
-            heads = Heads(target.config.hidden, heads=4).requires_grad_(False)
         else:
-            raise BenchError(f"medusa needs heads for {target.name}: add weights=FILE (train some first)")
+            heads = Heads(target.config.hidden, heads=4).requires_grad_(False)
         return heads.to(norm.device, norm.dtype)  # type: ignore[return-value]
 
     @property

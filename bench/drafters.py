@@ -1,4 +1,7 @@
-"""Trained drafters on disk: matrices as int8 rows with scales, and a card, in one safetensors file."""
+"""Trained drafters on disk: matrices as int8 rows with scales, and a card, in one safetensors file.
+
+Those of packaged models come with this package: `zoo/drafters/TARGET/METHOD.safetensors`.
+"""
 
 import hashlib
 import json
@@ -14,8 +17,9 @@ from torch import Tensor, nn
 
 from bench.errors import BenchError
 from bench.sampling import Law
-from bench.zoo import Target
+from bench.zoo import PACKAGED, Target
 
+SHIPPED = Path(__file__).parent / "zoo" / "drafters"
 SCALE = ".scale"  # suffix of a matrix' scales
 SMALL = 4096  # matrices of fewer elements stay as they are
 
@@ -100,15 +104,38 @@ class Drafter:
         return module.requires_grad_(False)
 
 
-def load(path: Path, method: str, target: Target) -> Drafter:
-    """Read what `save` wrote. BenchError when it is damaged, of another method, or of another target."""
+def shipped(method: str, target: str) -> Path | None:
+    """The file of a method that comes with the package for a model's name, if there is one."""
+    path = SHIPPED / target / f"{method}.safetensors"
+    return path if target in PACKAGED and path.is_file() else None
+
+
+def source(named: str, method: str, target: Target, option: str = "weights") -> Path | None:
+    """The file to load: the `named` one, or the one that comes with the target; None for a target that is random.
+
+    BenchError when there is none: `option` is how the method is told of a file.
+    """
+    path = Path(named).expanduser() if named else shipped(method, target.name)
+    if path is None and not target.random:
+        raise BenchError(f"{method} has no drafter for {target.name}: train one (python -m bench train {method} "
+                         f"--target {target.name} ...) and name its file with {method}:{option}=FILE")
+    return path
+
+
+def read(path: Path, weights: bool = True) -> tuple[Card, dict[str, Tensor]]:
+    """What a file holds, as it is stored; without `weights` the card alone. BenchError when it cannot be read."""
     try:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {})["card"])
-            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        card = Card(**{**about, "law": Law(**about["law"])})
-    except (OSError, SafetensorError, KeyError, TypeError) as error:
+            stored = {name: file.get_tensor(name) for name in file.keys() if weights}  # noqa: SIM118
+        return Card(**{**about, "law": Law(**about["law"])}), stored
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise BenchError(f"{path.name}: not a drafter that can be read ({type(error).__name__}: {error})") from None
+
+
+def load(path: Path, method: str, target: Target) -> Drafter:
+    """Read what `save` wrote. BenchError when it is damaged, of another method, or of another target."""
+    card, stored = read(path)
     if digest(stored) != card.sha256:
         raise BenchError(f"{path.name} is damaged: its weights have not the hash that its card names")
     if card.method != method:

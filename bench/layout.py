@@ -75,6 +75,12 @@ def percent(share: float, digits: int = 1) -> str:
     return NOTHING if missing(share) else f"{100 * share:.{digits}f}"
 
 
+def spelled(temperature: float, top_k: int, top_p: float) -> str:
+    """A law in words."""
+    cuts = [f"top-k {top_k}"] * bool(top_k) + [f"top-p {top_p:g}"] * (top_p < 1)
+    return ", ".join([f"T={temperature:g}", *cuts]) if temperature else "greedy"
+
+
 tenths, whole = partial(fixed, digits=1), partial(fixed, digits=0)
 
 

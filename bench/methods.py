@@ -12,6 +12,7 @@ from typing import Any, get_type_hints
 from baselines import draft_lesson, medusa_lesson
 from baselines.autoregressive import Autoregressive
 from baselines.draft_model import DraftModel
+from baselines.independent import Independent
 from baselines.medusa import Medusa
 from baselines.prompt_lookup import PromptLookup
 from baselines.references import CACHES, Reference
@@ -20,12 +21,15 @@ from bench.loop import Method, NoSettings
 from bench.sampling import Law
 from bench.trainer import Trainable
 from ptp import lesson as ptp_lesson
+from ptp.decoding import PTP
 
 METHODS: dict[str, type[Method]] = {
     "autoregressive": Autoregressive,
     "prompt_lookup": PromptLookup,
     "draft_model": DraftModel,
     "medusa": Medusa,
+    "ptp": PTP,
+    "independent": Independent,
 }
 REFERENCES: dict[str, type[Reference]] = dict.fromkeys(CACHES, Reference)  # decode outside the loop, in a section apart
 LESSONS: dict[str, Any] = {  # what trains a method's drafter

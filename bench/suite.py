@@ -6,14 +6,20 @@ from typing import Any
 
 import torch
 
+from bench.drafters import shipped
 from bench.errors import BenchError
-from bench.methods import REFERENCES, Entry, parse_each, parse_one, public, split
+from bench.methods import LESSONS, REFERENCES, Entry, parse_each, parse_one, public, split
 from bench.record import BASELINE, TWIN
 from bench.sampling import Law
+from bench.terminal import console
+from bench.zoo import RANDOM
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp64": "float64"}
-PRESET = ("prompt_lookup:k=3", "prompt_lookup", "hf_eager", "hf_static")  # few rows suit a CPU
+FEW = ("prompt_lookup:k=3", "draft_model:k=3", "medusa:rows=4", "ptp:k=3:slots=8", "independent:k=3:slots=8",
+       "hf_eager")  # rows: on a CPU every one costs
+MANY = ("prompt_lookup:k=3", "prompt_lookup", "draft_model", "medusa", "ptp", "independent", "hf_eager", "hf_static")
+CONTROLS = ("ptp:pqd=false", "ptp:shuffled=true")  # what the budget is worth, and what hearing the noise is worth
 
 
 def flag(default: Any, help: str) -> Any:
@@ -27,7 +33,7 @@ class RunSettings:
 
     suite: str = "standard"
     target: str = flag("smollm2-135m", "model by name or path (see `python -m bench list`)")
-    methods: tuple[str, ...] = flag(PRESET, "a,b:key=value,c (see `list`)")
+    methods: tuple[str, ...] = flag((), "a,b:key=value,c (see `list`)")
     prompts: str = flag("bundled", "questions as JSONL in Spec-Bench's schema, or `bundled`")
     limit: int | None = flag(None, "at most this many questions, balanced over the tasks")
     max_new_tokens: int = flag(48, "longest answer, in tokens")
@@ -66,6 +72,11 @@ class RunSettings:
         """Whether a preset's method is of use here: references take one sequence, one of them only on a GPU."""
         return method not in REFERENCES or (self.batch == 1 and (method != "hf_static" or self.device != "cpu"))
 
+    def can_draft(self, method: str) -> bool:
+        """Whether a preset's method has what it drafts with: trained for this target, or random as the target is."""
+        name = parse_one(method).name
+        return name not in LESSONS or self.target.partition(":")[0] in RANDOM or bool(shipped(name, self.target))
+
     def resolved(self) -> "RunSettings":
         """The same with a real device and dtype. BenchError for a device that is not there."""
         device = find_device(self.device)
@@ -85,14 +96,15 @@ class RunSettings:
 
 
 SUITES = {
-    "smoke": RunSettings(suite="smoke", target="tiny", methods=("prompt_lookup",), limit=6, max_new_tokens=16),
-    "standard": RunSettings(limit=24),
-    "paper": RunSettings(suite="paper", max_new_tokens=256, temperature=0.7, top_k=50, repeats=3),
+    "smoke": RunSettings(suite="smoke", target="tiny", methods=FEW[:-1], limit=6, max_new_tokens=16),
+    "standard": RunSettings(limit=24),  # methods: `FEW` or `MANY`, by the device
+    "paper": RunSettings(suite="paper", methods=MANY + CONTROLS, max_new_tokens=256, temperature=0.7, top_k=50,
+                         repeats=3),
 }
 ABOUT = {
     "smoke": "seconds: a tiny random model, to see that everything works",
     "standard": "minutes: the default model, four questions per task, greedy (`make bench`)",
-    "paper": "hours on a CPU: all questions, long answers, sampled, three passes",
+    "paper": "hours on a CPU: all questions, long answers, sampled, three passes, and PTP's controls",
 }
 
 
@@ -123,10 +135,19 @@ def given(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def chosen(named: dict[str, Any]) -> RunSettings:
-    """The preset with the given settings in place of its own, ready to run."""
+    """The preset with the given settings in place of its own, ready to run.
+
+    Of a preset's methods those are left out that cannot run here; those without a drafter, with a line that says so.
+    """
     preset = SUITES[named.get("suite", "standard")]
     asked = replace(preset, **{"methods": (), **named}).resolved()
-    return asked if "methods" in named else replace(asked, methods=tuple(filter(asked.can_run, preset.methods)))
+    if "methods" in named:
+        return asked
+    able = list(filter(asked.can_run, preset.methods or (FEW if asked.device == "cpu" else MANY)))
+    if idle := [method for method in able if not asked.can_draft(method)]:
+        console().print(f"left out, because no drafter for {public(asked.target)} is here: {', '.join(idle)} "
+                        "(python -m bench train)", soft_wrap=True, markup=False)
+    return replace(asked, methods=tuple(method for method in able if method not in idle))
 
 
 def continued(saved: RunSettings, named: dict[str, Any]) -> RunSettings:

@@ -1,10 +1,12 @@
-"""Partial quadratic decoding: which hypotheses get how many slots (arXiv 2512.21323; `topk` of a concave worth)."""
+"""Partial quadratic decoding (arXiv 2512.21323): which hypotheses get how many slots."""
 
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor
+
+from bench.tree import Structure
 
 
 def hypotheses(confidence: Tensor, drafts: Tensor) -> Tensor:
@@ -48,11 +50,13 @@ def gains(runs: list[float]) -> list[float]:
 def allot(chance: Tensor, gain: Tensor, slots: int) -> Tensor:
     """Slots of every hypothesis: the `slots` largest of P(d) gain(j). [B, k + 1], [J] -> [B, k + 1] int64.
 
-    Gains fall with j, so a group's chosen slots are its first ones: counting them is enough, whatever ties do.
+    Of equals the first; gains fall with j, so a group's chosen slots are its first ones and counting them is enough.
+    Ranks by comparing all pairs: a compiler makes one kernel of it, where `topk` is several.
     """
-    worth = (chance[:, :, None] * gain).flatten(1)
-    chosen = worth.topk(slots, sorted=False).indices // len(gain)
-    return torch.zeros_like(chance, dtype=torch.int64).scatter_add(1, chosen, torch.ones_like(chosen))
+    worth = (chance[:, :, None] * gain).flatten(1)  # [B, N]
+    index = torch.arange(worth.shape[1], device=worth.device)
+    first = (worth[:, None] > worth[:, :, None]) | ((worth[:, None] == worth[:, :, None]) & (index < index[:, None]))
+    return (first.sum(2) < slots).unflatten(1, (-1, len(gain))).sum(2)
 
 
 @dataclass
@@ -78,6 +82,17 @@ class Groups:
         tokens, slots = self.count.shape[1], self.row.shape[1]
         before = tokens - 1 + torch.arange(slots, device=self.row.device)
         return torch.where(self.place == 0, self.row, before)
+
+    def below(self, tokens: Structure) -> Structure:
+        """The structure of the whole tree: `tokens`, that of its token rows, and these groups hanging from them."""
+        slots, rows = self.row.shape[1], self.count.shape[1]
+        slot = torch.arange(slots, device=self.row.device)
+        above = tokens.ancestors.gather(1, self.row[..., None].expand(-1, -1, rows))  # [B, m, rows]
+        before = (self.row[:, :, None] == self.row[:, None]) & (slot <= slot[:, None])
+        seen = torch.cat([tokens.ancestors, above], 1), torch.cat([torch.zeros_like(above).mT, before], 1)
+        depths = tokens.depths.gather(1, self.row) + 1 + self.place
+        live = tokens.live.gather(1, self.row)
+        return Structure(torch.cat(seen, 2), torch.cat([tokens.depths, depths], 1), torch.cat([tokens.live, live], 1))
 
     def under(self, row: Tensor, longest: int) -> Tensor:
         """Indices of the `longest` first slots under `row` [B] -> [B, longest]; those past its count are others'."""

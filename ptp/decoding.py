@@ -1,19 +1,19 @@
 """Decoding by Parallel Token Prediction (arXiv 2512.21323): slots draft while the same forward verifies."""
 
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bench import drafters
 from bench.errors import BenchError
 from bench.loop import Method, Seen
-from bench.tree import Tree
+from bench.tree import Tree, chain
 from ptp.adapter import BoundAdapter
 from ptp.budget import Groups, allot, gains, hypotheses
 from ptp.draft import Draft, draw
-from ptp.kinds import KINDS
+from ptp.kinds import KINDS, ONE_HOT
 from ptp.lesson import trained
 from ptp.noise_embedding import NONE
 from ptp.student import Design, Student
@@ -25,34 +25,25 @@ DRAFT, VERIFY = 0, 1  # kinds of step without partial quadratic decoding
 class Settings:
     """`k` draft rows; `slots` of all hypotheses together; `kind` o (one-hot) or c (categorical); `weights`: a file.
 
-    `pqd` false: drafting and verifying alternate, and a drafting step has one group of full length. `shuffled`: the
-    student hears another noise than the target's, a control that shows whether it listens.
+    Without `kind` it is the student's own; without `weights` the student is the one that comes with the target. `pqd`
+    false: drafting and verifying alternate, and a drafting step has one group of full length. `shuffled`: the student
+    hears another noise than the target's, a control that shows whether it listens.
     """
 
-    kind: str = "o"
+    kind: str = ""
     k: int = 8
     slots: int = 24
     pqd: bool = True
-    weights: str = ""
     shuffled: bool = False
+    weights: str = ""
 
     def __post_init__(self):
-        if self.kind not in KINDS:
+        if self.kind not in ("", *KINDS):
             raise BenchError(f"ptp: kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
         if self.k < 1:
             raise BenchError(f"ptp needs k >= 1, got {self.k}")
         if self.slots < 1:
             raise BenchError(f"ptp needs slots >= 1, got {self.slots}")
-
-    @property
-    def longest(self) -> int:
-        """Slots of the longest group of any use."""
-        return self.k + KINDS[self.kind].known
-
-    @property
-    def budget(self) -> int:
-        """Slots of a step: no more than all hypotheses together can use."""
-        return min(self.slots, (self.k + 1) * self.longest)
 
 
 class PTP(Method):
@@ -63,13 +54,16 @@ class PTP(Method):
 
     def __init__(self, sequences, law, settings=None, drafter=None):
         super().__init__(sequences, law, settings or self.Settings(), drafter)
-        s, o = sequences, self.settings
-        self.kind = KINDS[o.kind]
-        require_fit(drafter, o)
-        self.rows = (1 + o.k + o.budget,) if o.pqd else (1 + o.longest, 1 + o.k)
+        s, o, self.kind = sequences, self.settings, drafter.kind
+        self.longest = o.k + self.kind.known  # slots of the longest group of any use
+        self.require_fit()
+        self.settings = self.settled()
+        self.budget = min(o.slots, (o.k + 1) * self.longest)
+        self.rows = (1 + o.k + self.budget,) if o.pqd else (1 + self.longest, 1 + o.k)
         self.adapter: BoundAdapter = BoundAdapter(drafter.adapter, s.target)
         self.confidence = drafter.confidence[self.way]
-        self.gain = torch.tensor(gains(self.confidence.runs[: o.longest + 1].tolist()), device=s.device)
+        self.gain = torch.tensor(gains(self.confidence.runs[: self.longest + 1].tolist()), device=s.device)
+        self.inputs = s.target.norm.new_zeros(s.batch, s.cache.capacity, s.target.config.hidden)  # of every position
         self.drafts = torch.zeros(s.batch, o.k, dtype=torch.int64, device=s.device)
         self.chance = torch.zeros(s.batch, o.k, device=s.device)  # of each draft, given those before it
         self.length = torch.zeros(s.batch, dtype=torch.int64, device=s.device)  # drafts in use
@@ -78,51 +72,46 @@ class PTP(Method):
     def load(cls, settings: Any, target: Any) -> Student:
         """The student of a zoo target. Random targets get a random one: good for costs alone."""
         device, dtype = target.model.norm.device, target.model.norm.dtype
-        if settings.weights:
-            student = trained(Path(settings.weights), cls.name, target)
-        elif target.random:
-            design = Design(settings.kind, settings.longest, informed=cls.name == "ptp")
-            student = Student(design, target.config).requires_grad_(False)
+        if source := drafters.source(settings.weights, cls.name, target):
+            student = trained(source, cls.name, target)
         else:
-            raise BenchError(f"{cls.name} needs a student of {target.name}: add weights=FILE (train one first)")
+            kind = settings.kind or ONE_HOT.name
+            design = Design(kind, settings.k + KINDS[kind].known, informed=cls.name == "ptp")
+            student = Student(design, target.config).requires_grad_(False)
         student.to(device).adapter.to(dtype)
         return student
+
+    def require_fit(self) -> None:
+        """BenchError when the student cannot do what the settings ask for."""
+        design, o = self.drafter.design, self.settings
+        if o.kind not in ("", design.kind):
+            raise BenchError(f"{self.name}: the student is of kind {design.kind}, not {o.kind}; leave kind out")
+        if self.longest > design.slots:
+            raise BenchError(f"{self.name}: the student was trained for {design.slots} slots, k={o.k} needs "
+                             f"{self.longest}; lower k")
+
+    def settled(self) -> Any:
+        """The settings with the student's own in place of what was left out: what records show."""
+        return replace(self.settings, kind=self.kind.name)
 
     @property
     def way(self) -> str:
         """How drafts are drawn from the student's law."""
-        return self.drafter.ways(self.law)[0]
+        return self.drafter.best_way(self.law)
 
     @property
     def extra_bytes(self) -> int:
-        """The student's weights, and the merged matrices where the forward uses them."""
-        return sum(p.numel() * p.element_size() for p in self.drafter.parameters()) + self.adapter.bytes
+        """The student's weights, its inputs, and the merged matrices where the forward uses them."""
+        tensors = [*self.drafter.parameters(), self.inputs]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors) + self.adapter.bytes
 
     def start(self) -> None:
-        """Nothing is drafted before the first step."""
+        """Nothing is drafted before the first step. What slots will hear is known from here on: it is embedded once."""
+        s = self.sequences
+        first, end = int(s.lengths.min()), int(s.limits.max()) + 2 * s.widest  # no slot lies farther behind a text
+        positions = torch.arange(first, end, device=s.device).expand(s.batch, -1)
+        self.inputs[:, first:end] = self.drafter.embed(self.heard(positions))
         self.length.zero_()
-
-    def propose(self, kind: int) -> Tree:
-        """The draft that the last step left, and slots for what may follow it."""
-        o, batch = self.settings, self.sequences.batch
-        if o.pqd:
-            chance = hypotheses(self.chance, self.length)
-            return self.tree(o.k + 1, allot(chance, self.gain, o.budget), o.budget)
-        if kind == DRAFT:
-            return self.tree(1, self.length.new_full((batch, 1), o.longest), o.longest)
-        return self.tree(o.k + 1, None, 0)
-
-    def tree(self, rows: int, count: Tensor | None, slots: int) -> Tree:
-        """`rows` token rows, those past the draft being padding, and `count` [B, rows] slots under each."""
-        s, row = self.sequences, torch.arange(rows, device=self.sequences.device)
-        tokens = torch.cat([s.root_tokens(), self.drafts[:, : rows - 1]], 1)
-        parents = torch.where(row <= self.length[:, None], (row - 1).clamp(min=0), row)
-        if count is None:
-            return Tree(tokens, parents, depth=rows - 1, is_chain=True)
-        self.groups = groups = Groups.of(count, slots)
-        embedded = self.drafter.embed(self.heard(s.root[:, None] + groups.row + 1 + groups.place))
-        return Tree(tokens, torch.cat([parents, groups.parents()], 1), depth=rows - 1, is_chain=True,
-                    slots=embedded.to(s.target.norm.dtype), slot_shift=self.kind.known)
 
     def heard(self, positions: Tensor) -> Tensor:
         """The noise given to slots for absolute `positions` [B, m]: none at temperature 0, where it says nothing."""
@@ -130,13 +119,37 @@ class PTP(Method):
             return torch.full_like(positions, NONE)
         return self.sequences.noise.at("draft" if self.settings.shuffled else "target", positions)
 
+    def propose(self, kind: int) -> Tree:
+        """The draft that the last step left, and slots for what may follow it."""
+        k, batch = self.settings.k, self.sequences.batch
+        if self.settings.pqd:
+            chance = hypotheses(self.chance, self.length)
+            return self.tree(k + 1, allot(chance, self.gain, self.budget), self.budget)
+        if kind == DRAFT:
+            return self.tree(1, self.length.new_full((batch, 1), self.longest), self.longest)
+        return self.tree(k + 1, None, 0)
+
+    def tree(self, rows: int, count: Tensor | None, slots: int) -> Tree:
+        """`rows` token rows, those past the draft being padding, and `count` [B, rows] slots under each."""
+        s, row = self.sequences, torch.arange(rows, device=self.sequences.device)
+        tokens = torch.cat([s.root_tokens(), self.drafts[:, : rows - 1]], 1)
+        parents = torch.where(row <= self.length[:, None], (row - 1).clamp(min=0), row)
+        structure = chain(rows, s.batch, s.device, self.length)
+        if count is None:
+            return Tree(tokens, parents, depth=rows - 1, is_chain=True, structure=structure)
+        self.groups = groups = Groups.of(count, slots)
+        whose = s.root[:, None] + groups.row + 1 + groups.place  # the position whose `u` each slot takes
+        whose = whose.clamp(max=self.inputs.shape[1] - 1)[..., None].expand(-1, -1, self.inputs.shape[2])
+        return Tree(tokens, torch.cat([parents, groups.parents()], 1), depth=rows - 1, is_chain=True,
+                    slots=self.inputs.gather(1, whose), slot_shift=self.kind.known, structure=groups.below(structure))
+
     def observe(self, seen: Seen) -> None:
         """The group under the last kept row becomes the next draft."""
         if seen.result.slot_logits is None:
             self.length.zero_()
             return
         logits, last, k = seen.result.slot_logits, seen.outcome.last, self.settings.k
-        slot = self.groups.under(last, self.settings.longest)[:, self.kind.known :]  # [B, k]
+        slot = self.groups.under(last, self.longest)[:, self.kind.known :]  # [B, k]
         logits = logits.gather(1, slot[..., None].expand(-1, -1, logits.shape[2]))
         root = seen.root + last + 1
         guess = self.guess(logits, root[:, None] + torch.arange(1, k + 1, device=root.device))
@@ -148,13 +161,3 @@ class PTP(Method):
     def guess(self, logits: Tensor, positions: Tensor) -> Draft:
         """Draft tokens for absolute `positions` [B, k] from their slots' logits [B, k, vocab]."""
         return draw(self.way, logits, self.sequences.noise.at("target", positions), self.law)
-
-
-def require_fit(student: Student, settings: Settings) -> None:
-    """BenchError when the student cannot do what the settings ask for."""
-    design = student.design
-    if design.kind != settings.kind:
-        raise BenchError(f"ptp: the student is of kind {design.kind}, not {settings.kind}; set kind={design.kind}")
-    if settings.longest > design.slots:
-        raise BenchError(f"ptp: the student was trained for {design.slots} slots, k={settings.k} needs "
-                         f"{settings.longest}; lower k")

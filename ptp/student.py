@@ -53,3 +53,7 @@ class Student(nn.Module):
         if not self.design.informed:
             return ("argmax", "pick")
         return ("argmax",) if self.kind.known else ("pick",)
+
+    def best_way(self, law: Law) -> str:
+        """The way that was measured to accept most; of equals the first."""
+        return max(self.ways(law), key=lambda way: float(self.confidence[way].runs[-1]))  # type: ignore[index]

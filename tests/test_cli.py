@@ -51,7 +51,7 @@ def complaint(capsys, *argv: str) -> str:
     ("--methods medussa", "unknown method 'medussa'; there are autoregressive"),
     ("--methods prompt_lookup:kk=3", "no option 'kk'"),
     ("--methods prompt_lookup:k=x", "type int"),
-    ("--methods draft_model", "needs a draft"),
+    ("--methods medusa:weights=nowhere", "nowhere: not a drafter that can be read"),
     ("--methods draft_model:draft=nowhere", "no model 'nowhere'"),
     ("--temperature -1", "temperature must be 0"),
     ("--top-p 1.5", "top-p must be"),

@@ -9,8 +9,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from bench import zoo
-from bench.drafters import SCALE, Card, identity, load, quantised, restored, round_trip, save
+from baselines.draft_lesson import Layers
+from baselines.draft_model import DraftModel
+from baselines.draft_model import Settings as DraftSettings
+from baselines.medusa import Heads, Medusa
+from baselines.medusa import Settings as MedusaSettings
+from bench import drafters, zoo
+from bench.__main__ import main
+from bench.drafters import SCALE, Card, digest, identity, load, quantised, restored, round_trip, save, shipped
 from bench.errors import BenchError
 from bench.sampling import Law
 
@@ -122,3 +128,69 @@ def test_no_file_and_no_place(tmp_path):
 def test_identity_is_the_hash_or_the_name():
     assert identity(TARGET) == "tiny"
     assert identity(replace(TARGET, checksum="ab")) == "ab"
+
+
+@pytest.fixture
+def packaged(tmp_path, monkeypatch):
+    """A target that has drafters of its own in the package."""
+    monkeypatch.setattr(drafters, "SHIPPED", tmp_path)
+    monkeypatch.setitem(zoo.PACKAGED, "small", lambda: None)
+    return replace(TARGET, name="small", random=False)
+
+
+def test_a_drafter_that_ships_is_found_by_the_targets_name(packaged, tmp_path):
+    heads = Heads(64, 2, ranks=4)
+    with pytest.raises(BenchError, match=r"medusa has no drafter for small: train one .* medusa:weights=FILE"):
+        Medusa.load(MedusaSettings(), packaged)
+    save(tmp_path / "small" / "medusa.safetensors", heads, replace(CARD, options={"heads": 2, "ranks": 4},
+                                                                   checksum=identity(packaged)))
+    assert Medusa.load(MedusaSettings(), packaged).accuracy.shape == (2, 4)
+    with pytest.raises(BenchError, match="another target"):
+        Medusa.load(MedusaSettings(), replace(packaged, checksum="f" * 64))
+    assert shipped("ptp", "small") is None
+    assert shipped("medusa", "tiny") is None  # random targets have random drafters
+
+
+def test_a_file_that_is_named_wins(packaged, tmp_path):
+    for heads, path in ((2, tmp_path / "small" / "medusa.safetensors"), (3, tmp_path / "mine.safetensors")):
+        save(path, Heads(64, heads, ranks=4), replace(CARD, options={"heads": heads, "ranks": 4},
+                                                      checksum=identity(packaged)))
+    assert Medusa.load(MedusaSettings(weights=str(tmp_path / "mine.safetensors")), packaged).accuracy.shape == (3, 4)
+
+
+@pytest.mark.parametrize("place", ["..", ".", "small/..", "smaller"])
+def test_only_names_of_the_package_are_looked_up(packaged, tmp_path, place):
+    (tmp_path / "medusa.safetensors").touch()
+    (tmp_path / "smaller").mkdir()
+    (tmp_path / "smaller" / "medusa.safetensors").touch()
+    assert shipped("medusa", place) is None
+
+
+def test_list_shows_what_ships(packaged, tmp_path, capsys):
+    card = replace(CARD, notes={"stored": {"sampled": 1.4, "greedy": 1.62}})
+    save(tmp_path / "small" / "medusa.safetensors", Heads(64, 2), card)
+    assert main(["list"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "small medusa 1.40 tokens per step on held-out text (T=0.7, top-k 50), 1.62 greedy; 10 steps" in text
+
+
+def test_a_shallow_draft_model_that_ships(packaged, tmp_path):
+    layers = Layers(TARGET.model, 1)
+    layers.start_from(TARGET.model)
+    save(tmp_path / "small" / "draft_model.safetensors", layers, replace(
+        CARD, method="draft_model", options={"layers": 1, "k": 4}, checksum=identity(packaged)))
+    assert len(DraftModel.load(DraftSettings(), packaged).blocks) == 1
+    with pytest.raises(BenchError, match="draft_model:draft=FILE"):
+        DraftModel.load(DraftSettings(), replace(packaged, name="another"))
+    assert len(DraftModel.load(DraftSettings(), zoo.load("tiny:layers=9")).blocks) == 3  # random: its own, untrained
+
+
+def test_what_ships_is_whole_and_small():
+    """All drafters in the package: each belongs to the method and the target whose name it bears."""
+    files = sorted(drafters.SHIPPED.rglob("*.*"))
+    assert sum(path.stat().st_size for path in files) <= 24 * 2**20
+    for path in files:
+        card, stored = drafters.read(path)
+        assert (path.suffix, path.stem, path.parent.name) == (".safetensors", card.method, card.target)
+        assert shipped(card.method, card.target) == path
+        assert digest(stored) == card.sha256

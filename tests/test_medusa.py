@@ -1,5 +1,6 @@
 """Medusa: the choice tree against brute force, candidates against the heads, and the lossy verifier."""
 
+from dataclasses import replace
 from functools import partial
 from itertools import product
 
@@ -103,3 +104,5 @@ def test_a_real_target_needs_trained_heads():
     assert Medusa.load(Settings(), target).accuracy.shape == (4, 16)
     with pytest.raises(BenchError, match="not a drafter that can be read"):
         Medusa.load(Settings(weights="nowhere"), target)
+    with pytest.raises(BenchError, match=r"no drafter for tiny: train one .* medusa:weights=FILE"):
+        Medusa.load(Settings(), replace(target, random=False))

@@ -14,6 +14,8 @@ import torch
 
 from baselines.draft_model import DraftModel
 from baselines.draft_model import Settings as DraftSettings
+from baselines.independent import Independent
+from baselines.independent import Settings as IndependentSettings
 from baselines.medusa import Heads, Medusa
 from baselines.medusa import Settings as MedusaSettings
 from baselines.prompt_lookup import PromptLookup
@@ -23,6 +25,9 @@ from bench.noise import NoiseKey
 from bench.sampling import Law
 from bench.sequences import Prompt
 from bench.tree import Tree, chain
+from ptp.decoding import PTP
+from ptp.decoding import Settings as PTPSettings
+from ptp.draft import Draft
 
 TARGET = tiny.transformer(seed=2)
 VOCAB = TARGET.config.vocab
@@ -136,11 +141,31 @@ def perfect_heads(count):
     return heads.requires_grad_(False)
 
 
-LATE = {"medusa"}  # learn from a step, so that their first one has no drafts
+class Successors:
+    """A student that knows the world, and is sure of itself."""
+
+    def guess(self, logits, positions):
+        s = self.sequences
+        known = (s.root_tokens() + positions - s.root[:, None]) % 8
+        return Draft(known, torch.full_like(positions, 500.0, dtype=torch.float32))
+
+
+class PerfectPTP(Successors, PTP):
+    pass
+
+
+class PerfectIndependent(Successors, Independent):
+    pass
+
+
+LATE = {"medusa", "ptp", "independent"}  # learn from a step, so that their first one has no drafts
 ORACLES: dict[str, tuple[tiny.Make, int]] = {  # name: (a perfect version of the method, its k)
     "draft_model": (partial(DraftModel, settings=DraftSettings(draft="-", k=4), drafter=CYCLE), 4),
     "medusa": (partial(Medusa, settings=MedusaSettings(rows=5), drafter=perfect_heads(4)), 4),
     "prompt_lookup": (partial(PromptLookup, settings=LookupSettings(k=6)), 6),
+    "ptp": (partial(PerfectPTP, settings=PTPSettings(k=4, slots=5), drafter=tiny.random_student(CYCLE)), 4),
+    "independent": (partial(PerfectIndependent, settings=IndependentSettings(k=4, slots=5),
+                            drafter=tiny.random_student(CYCLE, informed=False)), 4),
 }
 
 

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from bench.tree import Structure, chain
 from ptp.budget import Groups, allot, gains, hypotheses, majorant
 
 
@@ -92,3 +93,19 @@ def test_groups_are_laid_out_as_written_by_hand():
     assert groups.place.tolist() == [[0, 1, 0, 1, 2], [0, 1, 2, 3, 4]]
     assert groups.parents().tolist() == [[0, 3, 2, 5, 6], [1, 3, 4, 5, 6]]
     assert groups.under(torch.tensor([2, 1]), 3).tolist() == [[2, 3, 4], [0, 1, 2]]
+
+
+def test_the_structure_is_that_of_the_parents():
+    """Ragged drafts, uneven and empty groups, some under padding: against the general way from parents."""
+    random = torch.Generator().manual_seed(0)
+    for _ in range(30):
+        rows, batch, slots = (int(torch.randint(low, 6, (1,), generator=random)) for low in (1, 1, 2))
+        drafts = torch.randint(rows, (batch,), generator=random)
+        dealt = torch.randint(rows, (batch, slots), generator=random)
+        groups = Groups.of(torch.nn.functional.one_hot(dealt, rows).sum(1), slots)
+        row = torch.arange(rows)
+        parents = torch.where(row <= drafts[:, None], (row - 1).clamp(min=0), row)
+        made, general = (groups.below(chain(rows, batch, "cpu", drafts)),
+                         Structure.of(torch.cat([parents, groups.parents()], 1)))
+        for name in ("ancestors", "depths", "live"):
+            assert torch.equal(getattr(made, name), getattr(general, name)), name

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import partial
 from math import ceil
+from typing import ClassVar
 
 import pytest
 import tiny
@@ -16,24 +17,11 @@ from bench.sampling import Law, pick
 from bench.sequences import Prompt
 from ptp.decoding import PTP, Settings
 from ptp.draft import Draft
-from ptp.student import Design, Student
+from ptp.noise_embedding import NONE
 
 TARGET = tiny.transformer(seed=1)
 LIMIT = 24
 WORK = {name: (tiny.groups(seed, 8, 1), tiny.groups(50 + seed, 6, 4)) for seed, name in enumerate(tiny.LAWS)}
-
-
-def student(kind="o", slots=8, informed=True, seed=0):
-    """Untrained, with an adapter that is not zero and confidences that differ from place to place."""
-    torch.manual_seed(seed)
-    made = Student(Design(kind, slots, rank=3, informed=informed), tiny.CONFIG)
-    made.adapter.double()
-    for parameter in made.adapter.parameters():
-        parameter.data = torch.randn_like(parameter) / 4
-    for confidence in made.confidence.values():
-        confidence.slope.uniform_(0.2, 1)
-        confidence.intercept.uniform_(-1, 1)
-    return made.requires_grad_(False)
 
 
 class Knowing(PTP):
@@ -59,8 +47,8 @@ class HalfGood(Knowing):
 
 def maker(method=PTP, drafter=None, **options):
     settings = (IndependentSettings if method is Independent else Settings)(**options)
-    informed = method is not Independent
-    return partial(method, settings=settings, drafter=drafter or student(settings.kind, informed=informed))
+    drafter = drafter or tiny.random_student(TARGET, settings.kind or "o", informed=method is not Independent)
+    return partial(method, settings=settings, drafter=drafter)
 
 
 @pytest.fixture(scope="module")
@@ -138,33 +126,37 @@ def test_a_perfect_student_needs_the_ideal_number_of_steps(kind, k, pqd, law):
             assert text.steps == ideal(limit, k, pqd)
 
 
-def test_slots_hear_the_noise_of_the_tokens_they_predict():
-    """Against indices written out: slot j under row d takes u[root + d + 1 + j] and sits there (O: one less)."""
-    seen = {}
+class Watched(HalfGood):
+    """Checks every tree against indices written out: slot j under row d takes u[root + d + 1 + j] and sits there
+    (O: one less), behind the rows up to d and the slots of its group before it."""
 
-    class Spy(HalfGood):
-        def heard(self, positions):
-            seen["heard"] = positions
-            return super().heard(positions)
+    uneven: ClassVar[set[int]] = set()
 
-        def propose(self, kind):
-            seen["tree"], seen["root"] = super().propose(kind), self.sequences.root.clone()
-            structure = seen["tree"].resolve()
-            places, n = structure.positions(seen["tree"], seen["root"]), seen["tree"].tokens.shape[1]
-            for b in range(self.sequences.batch):
-                for slot in range(places.shape[1] - n):
-                    d, j = int(self.groups.row[b, slot]), int(self.groups.place[b, slot])
-                    assert seen["heard"][b, slot] == seen["root"][b] + d + 1 + j
-                    if d <= self.length[b]:  # the group hangs from a row in use
-                        assert places[b, n + slot] == seen["root"][b] + d + 1 + j - int(self.kind.name == "o")
-                        family = [*range(d + 1), *range(n + slot - j, n + slot + 1)]
-                        assert structure.ancestors[b, n + slot].nonzero().flatten().tolist() == family
-                        seen["uneven"] = seen.get("uneven", set()) | {int(self.groups.count[b, d])}
-            return seen["tree"]
+    def propose(self, kind):
+        tree, s, n = super().propose(kind), self.sequences, 1 + self.settings.k
+        structure, root = tree.resolve(), s.root.tolist()
+        places = structure.positions(tree, s.root)
+        for b in range(s.batch):
+            for slot in range(places.shape[1] - n):
+                d, j = int(self.groups.row[b, slot]), int(self.groups.place[b, slot])
+                if d > self.length[b]:
+                    continue  # hangs from padding
+                own = root[b] + d + 1 + j
+                assert places[b, n + slot] == own - int(self.kind.name == "o")
+                family = [*range(d + 1), *range(n + slot - j, n + slot + 1)]
+                assert structure.ancestors[b, n + slot].nonzero().flatten().tolist() == family
+                noise = s.noise.streams["target"][b, own] if self.law.temperature else torch.tensor(NONE)
+                assert torch.allclose(tree.slots[b, slot], self.drafter.embed(noise).double(), atol=1e-5)
+                self.uneven.add(int(self.groups.count[b, d]))
+        return tree
 
-    for kind in ("o", "c"):
-        tiny.decode(maker(Spy, kind=kind, k=3, slots=10), TARGET, Law(1.0), WORK["plain"][1][:1], 12)
-    assert len(seen["uneven"]) >= 3
+
+@pytest.mark.parametrize("law", [Law(), Law(1.0)], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("kind", ["o", "c"])
+def test_slots_hear_the_noise_of_the_tokens_they_predict(kind, law):
+    Watched.uneven.clear()
+    tiny.decode(maker(Watched, kind=kind, k=3, slots=10), TARGET, law, WORK["plain"][1][:1], 12)
+    assert len(Watched.uneven) >= 3
 
 
 def test_misfits_are_refused():
@@ -173,11 +165,11 @@ def test_misfits_are_refused():
         with pytest.raises(BenchError, match=message):
             Settings(**options)
     with pytest.raises(BenchError, match="is of kind c"):
-        PTP(sequences, Law(), Settings(kind="o", k=3), student("c"))
+        PTP(sequences, Law(), Settings(kind="o", k=3), tiny.random_student(TARGET, "c"))
     with pytest.raises(BenchError, match="trained for 8 slots"):
-        PTP(sequences, Law(), Settings(k=8), student("o"))
+        PTP(sequences, Law(), Settings(k=8), tiny.random_student(TARGET))
     with pytest.raises(BenchError, match="belongs to ptp"):
-        Independent(sequences, Law(), IndependentSettings(k=3), student("o"))
+        Independent(sequences, Law(), IndependentSettings(k=3), tiny.random_student(TARGET))
     with pytest.raises(BenchError, match="draw must be"):
         IndependentSettings(draw="best")
 
@@ -187,7 +179,8 @@ def test_noise_changes_drafts_but_never_the_text():
     text = {}
     for shuffled in (False, True):
         settings = replace(Settings(**CONFIGURATIONS["o"]), shuffled=shuffled)
-        decoder = tiny.decoder_of(partial(PTP, settings=settings, drafter=student("o")), TARGET, Law(1.0), 1)
+        make = partial(PTP, settings=settings, drafter=tiny.random_student(TARGET))
+        decoder = tiny.decoder_of(make, TARGET, Law(1.0), 1)
         raw = decoder.decode([Prompt([1, 2], NoiseKey(0, 0))], LIMIT)
         text[shuffled] = (raw.tokens[0][:LIMIT], decoder.method.chance.tolist())
     assert text[False][0] == text[True][0]

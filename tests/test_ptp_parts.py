@@ -111,7 +111,7 @@ def test_a_student_comes_back_from_its_card(method, informed, tmp_path):
     card = Card(method.name, {"design": asdict(made.design)}, "tiny", identity(target), "", Law(0.7), 1, 1.0, 1.0, 1.0)
     save(tmp_path / "x.safetensors", made, card)
     round_trip(made)
-    settings = method.Settings(kind="c", weights=str(tmp_path / "x.safetensors"))
+    settings = method.Settings(weights=str(tmp_path / "x.safetensors"))
     again = method.load(settings, target)
     assert again.design == made.design
     assert all(torch.equal(again.state_dict()[name], value) for name, value in made.state_dict().items())
@@ -125,5 +125,5 @@ def test_random_targets_get_a_random_student_and_others_none(method):
     target = zoo.load("tiny")
     student = method.load(method.Settings(k=3), target)
     assert (student.design.slots, student.design.informed) == (4, method is PTP)
-    with pytest.raises(BenchError, match=f"{method.name} needs a student of tiny"):
+    with pytest.raises(BenchError, match=f"{method.name} has no drafter for tiny: train one"):
         method.load(method.Settings(), replace(target, random=False))

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import suite
+from bench import drafters, suite
 from bench.errors import BenchError
+from bench.methods import parse_one
 from bench.suite import SUITES, RunSettings, chosen, continued, given
 
 
@@ -41,12 +42,53 @@ def test_the_main_job_is_large_enough():
     assert standard.max_new_tokens >= 48
 
 
+NEED_A_DRAFTER = {"draft_model", "medusa", "ptp", "independent"}
+
+
+def names(*flags: str) -> list[str]:
+    return [parse_one(method).name for method in chosen(named(*flags)).methods]
+
+
 def test_presets_leave_out_what_cannot_run_here(monkeypatch):
-    assert chosen(named("--device", "cpu")).methods == ("prompt_lookup:k=3", "prompt_lookup", "hf_eager")
-    assert chosen(named("--device", "cpu", "--batch", "2")).methods == ("prompt_lookup:k=3", "prompt_lookup")
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert chosen(named("--device", "cuda")).methods[-1] == "hf_static"
+    assert chosen(named("--device", "cpu", "--target", "nowhere")).methods == ("prompt_lookup:k=3", "hf_eager")
+    assert chosen(named("--device", "cpu", "--target", "nowhere", "--batch", "2")).methods == ("prompt_lookup:k=3",)
     assert chosen(named("--device", "cpu", "--methods", "hf_static")).methods == ("hf_static",)  # asked for: fails
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert "hf_static" in names("--device", "cuda", "--target", "nowhere")
+    assert "hf_static" not in names("--device", "cpu", "--suite", "paper")
+
+
+@pytest.mark.parametrize("preset", SUITES)
+@pytest.mark.parametrize("target", ["tiny", "tiny:seed=1", "shape:llama-7b"])
+def test_presets_name_all_methods(preset, target):
+    assert {*names("--suite", preset, "--target", target, "--device", "cpu")} >= NEED_A_DRAFTER | {"prompt_lookup"}
+
+
+def test_a_cpu_gets_few_rows(monkeypatch):
+    few = chosen(named("--device", "cpu", "--target", "tiny")).methods
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    many = chosen(named("--device", "cuda", "--target", "tiny")).methods
+    rows = [{parse_one(method).name: parse_one(method).settings for method in methods} for methods in (few, many)]
+    assert rows[0]["medusa"].rows < rows[1]["medusa"].rows
+    for name in ("ptp", "independent"):
+        assert rows[0][name].slots < rows[1][name].slots
+        assert rows[0][name].slots == rows[0]["ptp"].slots  # PTP and its control get the same budget
+        assert rows[0][name].k == rows[0]["ptp"].k
+
+
+@pytest.mark.parametrize("there", [set(), {"medusa"}, NEED_A_DRAFTER])
+def test_presets_leave_out_what_has_no_drafter(there, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(drafters, "SHIPPED", tmp_path)
+    (tmp_path / "smollm2-135m").mkdir()
+    for method in there:
+        (tmp_path / "smollm2-135m" / f"{method}.safetensors").touch()
+    assert {*names("--device", "cpu")} & NEED_A_DRAFTER == there
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == (there != NEED_A_DRAFTER)
+    for method in NEED_A_DRAFTER - there:
+        assert f"{method}:" in lines[0]
+    assert names("--device", "cpu", "--methods", "medusa") == ["medusa"]  # asked for: fails if it must
+    assert not capsys.readouterr().out
 
 
 @pytest.mark.parametrize("flags, message", [
@@ -73,9 +115,11 @@ def test_bad_settings_are_one_line(flags, message):
 
 
 def test_a_resumed_run_keeps_its_settings():
-    saved = RunSettings.from_published(chosen(named("--suite", "smoke", "--seed", "3", "--device", "cpu")).published())
+    asked = named("--suite", "smoke", "--seed", "3", "--device", "cpu", "--methods", "prompt_lookup")
+    saved = RunSettings.from_published(chosen(asked).published())
+    assert continued(saved, named("--methods", "prompt_lookup:k=10")).published() == saved.published()
     assert continued(saved, {}) == saved
-    assert continued(saved, named("--seed", "3", "--dtype", "auto", "--methods", "prompt_lookup:k=10")).seed == 3
+    assert continued(saved, named("--seed", "3", "--dtype", "auto")).seed == 3
     with pytest.raises(BenchError, match="has --seed 3, not 4"):
         continued(saved, named("--seed", "4"))
     with pytest.raises(BenchError, match="has --methods prompt_lookup, not prompt_lookup:k=9"):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from baselines.draft_model import Settings as DraftSettings
+from baselines.independent import Settings as IndependentSettings
 from baselines.medusa import Heads
 from baselines.medusa import Settings as MedusaSettings
 from baselines.prompt_lookup import Settings as LookupSettings
@@ -27,6 +28,8 @@ from bench.model import Transformer
 from bench.noise import NoiseKey
 from bench.sampling import MASS_BITS, Choices, Law
 from bench.sequences import Prompt, Sequences
+from ptp.decoding import Settings as PTPSettings
+from ptp.student import Design, Student
 
 torch.set_num_threads(1)  # matrices of this size only lose by more
 
@@ -182,9 +185,24 @@ def random_heads(model: Transformer, heads: int = 3, ranks: int = 4) -> Heads:
     return made.requires_grad_(False)
 
 
+def random_student(model: Transformer, kind: str = "o", slots: int = 8, informed: bool = True) -> Student:
+    """A student of PTP that has learned nothing, with confidences that differ from place to place."""
+    torch.manual_seed(0)
+    made = Student(Design(kind, slots, rank=3, informed=informed), model.config)
+    made.adapter.double()
+    for parameter in made.adapter.parameters():
+        parameter.data = torch.randn_like(parameter) / 1.5
+    for confidence in made.confidence.values():
+        confidence.slope.uniform_(0.2, 1)
+        confidence.intercept.uniform_(-1, 1)
+    return made.requires_grad_(False)
+
+
 TRAINED = {
     "draft_model": Trained(DraftSettings(draft="perturbed", k=3), partial(perturbed, amount=0.15)),
     "medusa": Trained(MedusaSettings(rows=12), random_heads),
+    "ptp": Trained(PTPSettings(k=5, slots=18), random_student),
+    "independent": Trained(IndependentSettings(k=5, slots=18), partial(random_student, informed=False)),
 }
 SETTINGS = {"prompt_lookup": LookupSettings(k=5, ngram=2)}  # where the defaults are too large for tiny texts
 

@@ -20,6 +20,7 @@ from bench.zoo.packaged import smollm2, stories15m
 from bench.zoo.synthetic import SHAPES, shape, tiny
 
 PACKAGED: dict[str, Callable[[], Checkpoint]] = {"smollm2-135m": smollm2, "stories15m": stories15m}
+RANDOM = ("tiny", "shape")  # names of models with made-up weights begin so
 
 
 @dataclass(frozen=True)
