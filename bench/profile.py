@@ -155,7 +155,7 @@ def plain(name: str) -> str:
     name = re.sub(r"\(anonymous namespace\)::|^void ", "", name)
     while (shorter := re.sub(r"<[^<>]*>", "", name)) != name:
         name = shorter
-    return re.sub(r"(\(.*|_\d+)$", "", name)
+    return re.sub(r"(\(.*|_\d+)$", "", name).strip()
 
 
 def compose(found: Sequence[Profile], origin: dict, mark: str) -> Report:
@@ -170,7 +170,7 @@ def compose(found: Sequence[Profile], origin: dict, mark: str) -> Report:
 
 def steps(found: Sequence[Profile]) -> Table:
     """A row per method."""
-    frame = pd.DataFrame([{"method": profile.method} | profile.clock | profile.watched for profile in found])
+    frame = pd.DataFrame([{"method": profile.method, **profile.clock, **profile.watched} for profile in found])
     frame["share"] = frame.limit / frame.step
     columns = (*PHASES, "step", "limit")
     spec: Spec = {"Method": of("method")} | {name.capitalize(): of(name, significant) for name in columns}
