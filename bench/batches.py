@@ -52,18 +52,18 @@ def by_batch(runs: Sequence[Run]) -> dict[int, Run]:
     found = {int(run.records.batch.max()): run for run in runs}
     if len(found) < 2 or len(found) < len(runs):
         raise BenchError("give one run per batch size, and at least two: run with --batch 1, --batch 4, ...")
-    first, *others = map(alike, runs)
+    first, *others = runs
     for other in others:
-        if found_unlike := unlike([first, other]):
-            raise BenchError(f"the runs differ in more than their batch: {'; '.join(found_unlike)}")
+        if differences := unlike([alike(first), alike(other)]):
+            raise BenchError(f"the runs differ in more than their batch: {'; '.join(differences)}")
+        if set(first.records.question_id) != set(other.records.question_id):
+            raise BenchError("the runs have different questions: give all of them the same --prompts and --limit")
     return dict(sorted(found.items()))
 
 
 def alike(run: Run) -> dict[str, str]:
-    """What must not differ: the circumstances that `compare` asks for, and the questions."""
-    known = circumstances(run.records, dict(run.provenance))
-    questions = sorted(map(str, run.records.question_id.unique()))
-    return known | {"batch": "", "questions": f"{len(questions)} from {questions[0]} to {questions[-1]}"}
+    """What must not differ: the circumstances that `compare` asks for, but for the batch."""
+    return circumstances(run.records, dict(run.provenance)) | {"batch": ""}
 
 
 def study(runs: Mapping[int, Run]) -> pd.DataFrame:

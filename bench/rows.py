@@ -79,9 +79,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=24, metavar="N", help=f"per point, in each of {ROUNDS} passes")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--dtype", default="auto", choices=["auto", *SHORT, *DTYPES], metavar="D")
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument("--out", type=Path, metavar="DIR", help=f"new directory (default: {LOCAL}/DATE-rows-TARGET)")
-    where.add_argument("--again", type=Path, metavar="DIR", help="measure nothing: tables and figure of DIR once more")
+    parser.add_argument("--out", type=Path, metavar="DIR", help=f"new directory (default: {LOCAL}/DATE-rows-TARGET)")
 
 
 def numbers(text: str) -> tuple[int, ...]:
@@ -93,12 +91,10 @@ def numbers(text: str) -> tuple[int, ...]:
 
 
 def command(args: argparse.Namespace) -> int:
-    """Measure, write, print; or write once more what was measured."""
-    directory = args.again or args.out or free_directory("rows-" + re.sub(r"\W+", "-", public(args.target)))
-    if not args.again:
-        measure(args, directory)
-    found = curves.compose(curves.load(directory))
-    paths = report.publish(found, directory, curves.NAME)
+    """Measure, write, print."""
+    directory = args.out or free_directory("rows-" + re.sub(r"\W+", "-", public(args.target)))
+    measure(args, directory)
+    found, paths = curves.compose(curves.load(directory)), report.write(directory)
     out = console()
     show(found.sections[0].tables[0], out)
     out.print(" · ".join(filter(None, [found.facts, found.mark])), soft_wrap=True)

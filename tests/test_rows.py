@@ -89,7 +89,7 @@ def test_measured_written_and_written_again(tmp_path, capsys):
     before = [path.read_bytes() for path in written]
     for path in written:
         path.unlink()
-    assert main(["rows", "--again", str(out)]) == 0
+    assert main(["report", str(out)]) == 0
     assert [path.read_bytes() for path in written] == before
     assert COST_ONLY in written[0].read_text()
 
@@ -102,7 +102,6 @@ def test_measured_written_and_written_again(tmp_path, capsys):
     ("--context 12 --steps 40", "every context above half of it"),
     ("--context 5000", "the model has 4096: lower --context"),
     ("--target nowhere", "no model 'nowhere'"),
-    ("--again nowhere", "nowhere holds no row-cost curves"),
 ])
 def test_bad_input_is_one_line(capsys, tmp_path, monkeypatch, flags, words):
     monkeypatch.chdir(tmp_path)
