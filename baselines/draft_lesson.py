@@ -7,10 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from bench.errors import BenchError
-from bench.losses import distil, of_law
+from bench.losses import Measure, distil, of_law
 from bench.model import Block, Transformer, shallow
 from bench.packing import PADDING, Batch
+from bench.reading import read
 from bench.sampling import NOISE_BITS, Law, draw
+from bench.trainer import tally
 from bench.zoo import Target
 
 CHUNK = 1024  # places whose logits, of both models, exist at the same time
@@ -73,28 +75,37 @@ class Lesson:
         self.model = self.module.on(target.model)
 
     def loss(self, batch: Batch) -> Tensor:
-        """KL divergence from the target's law to the draft's softmax at the law's temperature."""
+        """KL divergence from the target's law to the draft's softmax at the law's temperature.
+
+        In greedy texts, too: what has learned the law has its arg max, and these are other contexts to learn it in.
+        """
         with torch.no_grad():
-            taught = batch.read(self.target).flatten(0, 1)
-        losses = distil(batch.read(self.model).flatten(0, 1), self.target, of_law(self.target, taught, self.law),
-                        self.law.temperature or 1.0)
-        valid = (batch.texts != PADDING).flatten()
-        return torch.where(valid, losses, 0).sum() / valid.sum().clamp(min=1)
+            taught = read(self.target, batch).hidden.flatten(0, 1)
+        return distil(self.own(batch), self.target, of_law(self.target, taught, self.law),
+                      (batch.texts != PADDING).flatten(), Measure(self.law.temperature or 1.0))
+
+    def own(self, batch: Batch) -> Tensor:
+        """The head's input by the draft, [B T, hidden]: weights in float32, on CUDA products in bf16."""
+        device = self.target.norm.device.type
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            return read(self.model, batch).hidden.flatten(0, 1)
 
     def acceptance(self, batch: Batch) -> Tensor:
-        """One plus the run of places where both models draw the same token with the same noise, k at most."""
-        taught, own = (batch.read(model).flatten(0, 1) for model in (self.target, self.model))
-        same = torch.cat([self.agree(*pair) for pair in zip(taught.split(CHUNK), own.split(CHUNK), strict=True)])
-        k, same = self.options["k"], same.view_as(batch.tokens)
+        """The run of places where both models draw the same token with the same noise, k at most."""
+        taught = read(self.target, batch).hidden.flatten(0, 1)
+        silent = batch.silent(self.law, 1)
+        parts = zip(*(x.split(CHUNK) for x in (taught, self.own(batch), silent.flatten())), strict=True)
+        k, same = self.options["k"], torch.cat([self.agree(*part) for part in parts]).view_as(batch.tokens)
         run = same.unfold(1, k, 1).cumprod(-1).sum(-1)  # [B, T - k + 1]
         whole = batch.followed(k - 1)[:, : run.shape[1]]
-        return torch.stack([(1 + run[whole]).sum(), whole.sum()]).double()
+        return tally(run[whole], silent[:, : run.shape[1]][whole])
 
-    def agree(self, taught: Tensor, own: Tensor) -> Tensor:
-        """Whether both heads' inputs [R, H] give the same token -> [R] bool."""
+    def agree(self, taught: Tensor, own: Tensor, silent: Tensor) -> Tensor:
+        """Whether both heads' inputs [R, H] give the same token, by the law or where it is `silent` by arg max."""
         noise = torch.randint(1 << NOISE_BITS, taught.shape[:1], device=taught.device)
-        first, second = (draw(noise, self.target.score(x.to(self.target.head.dtype)), self.law) for x in (taught, own))
-        return first == second
+        logits = [self.target.score(x.to(self.target.head.dtype)) for x in (taught, own)]
+        drawn, best = ([draw(noise, x, law) for x in logits] for law in (self.law, Law()))
+        return torch.where(silent, best[0] == best[1], drawn[0] == drawn[1])
 
     def measure(self, batches: list[Batch]) -> None:
         """A draft model keeps nothing that is measured."""

@@ -1,15 +1,19 @@
-"""Losses over the vocabulary, some thousand rows at a time: no more logits than that ever exist."""
+"""The loss of all drafters: how far a softmax over the vocabulary is from a goal, some thousand rows at a time."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from bench.model import Transformer
-from bench.sampling import Law
+from bench.programs import fused
+from bench.sampling import MASS_BITS, Law
 
 CHUNK = 4096  # rows whose logits exist at the same time
+FLOOR = 2.0**-MASS_BITS  # chance of an excluded id in the reverse divergence, which would be infinite
 
 
 @dataclass
@@ -17,7 +21,7 @@ class Goal:
     """The law to learn at some rows, over the ids that it may give."""
 
     ids: Tensor  # [R, k] int64
-    chance: Tensor  # [R, k] float32, sums to 1
+    chance: Tensor  # [R, k] float32, sums to 1; an id may stand twice where all but one of its chances are 0
 
 
 Goals = Callable[[slice], Goal]  # of some of the rows
@@ -38,31 +42,92 @@ def of_law(model: Transformer, hidden: Tensor, law: Law) -> Goals:
     return goal
 
 
+def either(first: Goals, second: Goals, where: Tensor) -> Goals:
+    """The first goals at the rows where `where` [R] holds, the second ones at all others."""
+
+    def goal(rows: slice) -> Goal:
+        a, b, here = first(rows), second(rows), where[rows, None]
+        return Goal(torch.cat([a.ids, b.ids], 1), torch.cat([torch.where(here, a.chance, 0),
+                                                             torch.where(here, 0, b.chance)], 1))
+
+    return goal
+
+
+class Part(NamedTuple):
+    """Of some rows."""
+
+    loss: Tensor  # scalar, nats
+    gradient: Tensor  # [R, vocab]: to the logits
+
+
+@fused
+def forward_kl(logits: Tensor, goal: Goal, weight: Tensor, temperature: float, dtype: torch.dtype) -> Part:
+    """Weighted sum of KL(p || q), q = softmax(z / T), with d/dz = (q - p) / T. logits [R, vocab], weight [R] float32.
+
+    The product that follows wants the gradient in `dtype`.
+    """
+    log_q = (logits / temperature).log_softmax(-1)
+    losses = (torch.xlogy(goal.chance, goal.chance) - goal.chance * log_q.gather(1, goal.ids)).sum(1)
+    gradient = log_q.exp().scatter_add(1, goal.ids, -goal.chance) * (weight / temperature)[:, None]
+    return Part(torch.where(weight > 0, losses * weight, 0).sum(), gradient.to(dtype))
+
+
+@fused
+def reverse_kl(logits: Tensor, goal: Goal, weight: Tensor, temperature: float, dtype: torch.dtype) -> Part:
+    """The same of KL(q || p): d/dz = q (log q - log p - KL) / T."""
+    log_q = (logits / temperature).log_softmax(-1)
+    q = log_q.exp()
+    above = -(goal.chance.clamp(min=FLOOR) / FLOOR).log()
+    gap = (log_q - math.log(FLOOR)).scatter_add(1, goal.ids, above)
+    losses = (q * gap).sum(1)
+    gradient = q * (gap - losses[:, None]) * (weight / temperature)[:, None]
+    return Part(torch.where(weight > 0, losses * weight, 0).sum(), gradient.to(dtype))
+
+
 class Distil(torch.autograd.Function):
-    """Loss and gradient in one pass: d KL(p || softmax(z / T)) / dz = (softmax(z / T) - p) / T."""
+    """Loss and gradients in one pass: the logits of a chunk are gone when the next one's are made."""
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, model: Transformer, goals: Goals, temperature: float) -> Tensor:
-        """[R, H] -> [R] float32, in nats."""
-        losses, gradients = [], []
+    def forward(ctx, hidden: Tensor, head: Tensor, part: Callable[[slice], Part], trained: bool) -> Tensor:
+        """[R, H], [vocab, H] -> scalar float32."""
+        total, to_head = hidden.new_zeros((), dtype=torch.float32), torch.zeros_like(head) if trained else None
+        to_hidden = torch.empty_like(hidden)
         for start in range(0, len(hidden), CHUNK):
             rows = slice(start, start + CHUNK)
-            goal = goals(rows)
-            log_q = (model.score(hidden[rows]) / temperature).log_softmax(-1)
-            losses.append((torch.xlogy(goal.chance, goal.chance) - goal.chance * log_q.gather(1, goal.ids)).sum(1))
-            gradient = log_q.exp_().scatter_add_(1, goal.ids, -goal.chance).div_(temperature)
-            gradients.append(gradient.to(hidden.dtype) @ model.head)
-        ctx.save_for_backward(torch.cat(gradients))
-        return torch.cat(losses)
+            loss, gradient = part(rows)
+            total += loss
+            torch.mm(gradient, head, out=to_hidden[rows])
+            if to_head is not None:
+                to_head.addmm_(gradient.T, hidden[rows])
+        ctx.save_for_backward(to_hidden, to_head)
+        return total
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
-        """To the hidden state alone: the head is frozen."""
-        (saved,) = ctx.saved_tensors
-        return (gradient[:, None] * saved).to(saved.dtype), None, None, None
+        """To the hidden states, and to the head where it is trained."""
+        return *(None if saved is None else gradient.to(saved.dtype) * saved for saved in ctx.saved_tensors), None, None
 
 
-def distil(hidden: Tensor, model: Transformer, goals: Goals, temperature: float = 1.0) -> Tensor:
-    """How far the softmax of `model`'s frozen head is from the goal of each row, in nats: [R, H] -> [R] float32."""
+@dataclass(frozen=True)
+class Measure:
+    """How the distance is taken."""
+
+    temperature: float = 1.0  # of the softmax
+    reverse: bool = False
+
+
+def distil(hidden: Tensor, model: Transformer, goals: Goals, valid: Tensor, measure: Measure = Measure()) -> Tensor:
+    """How far the softmax of `model`'s head is from the goals: the mean over `valid` rows in nats; 0 without any.
+
+    hidden [R, H], valid [R] bool -> scalar float32, with a gradient to the hidden states and, unless frozen, to the
+    head. Shapes stay fixed: nothing waits for the device.
+    """
+    hidden = hidden.to(model.head.dtype)
+    weight = valid.float() / valid.sum().clamp(min=1)
+    divergence = reverse_kl if measure.reverse else forward_kl
+
+    def part(rows: slice) -> Part:
+        return divergence(model.score(hidden[rows]), goals(rows), weight[rows], measure.temperature, hidden.dtype)
+
     with torch.autocast(hidden.device.type, enabled=False):
-        return Distil.apply(hidden.to(model.head.dtype), model, goals, temperature)  # type: ignore[no-untyped-call]
+        return Distil.apply(hidden, model.head, part, model.head.requires_grad)  # type: ignore[no-untyped-call]

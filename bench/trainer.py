@@ -1,6 +1,7 @@
 """The one trainer of all drafters: batches in, a trained module out, and a checkpoint whenever it may have to stop."""
 
 import math
+import platform
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 
 from bench.errors import BenchError
 from bench.meter import Meter
-from bench.packing import Batch, Reader
+from bench.packing import Batch, Reader, Supply
+from bench.sampling import Law
 from bench.timing import synchronize
 
 CHECKPOINT = "checkpoint.pt"
@@ -27,18 +29,32 @@ GRADIENT_NORM = 1.0
 class Trainable(Protocol):
     """The trained part of a method, as the trainer sees it."""
 
+    law: Law  # of the texts that are not greedy
     module: nn.Module  # float32; what is optimised is what requires a gradient
     options: dict[str, Any]  # its shape: what it takes to build it again
     rate: float  # learning rate that suits it
 
     def loss(self, batch: Batch) -> Tensor:
-        """Mean loss of a batch, a scalar with a gradient."""
+        """Mean loss of a batch, a scalar with a gradient. Nothing in it waits for the device."""
 
     def acceptance(self, batch: Batch) -> Tensor:
-        """(expected tokens per step summed over places, number of places), [2] float64, without a gradient."""
+        """What `tally` makes of the places that it looks at, without a gradient."""
 
     def measure(self, batches: list[Batch]) -> None:
         """Whatever the module keeps that is measured on held-out text, not trained; before every `acceptance`."""
+
+
+def tally(accepted: Tensor, silent: Tensor) -> Tensor:
+    """Accepted drafts [S] at places that follow the law, or are `silent` [S] bool: at temperature 0.
+
+    -> (tokens of steps there, number of places) of both, [2, 2] float64.
+    """
+    tokens, kinds = 1.0 + accepted.double(), torch.stack([~silent, silent])
+    return torch.stack([torch.where(kinds, tokens, 0).sum(1), kinds.double().sum(1)], 1)
+
+
+Acceptance = dict[str, float]  # SAMPLED, GREEDY -> tokens per step; those that there are held-out texts for
+SAMPLED, GREEDY = "sampled", "greedy"
 
 
 @dataclass(frozen=True)
@@ -66,24 +82,28 @@ class Trainer:
     """AdamW over a Trainable."""
 
     def __init__(self, pupil: Trainable, seen: Reader, held_out: Reader, plan: Plan):
-        self.pupil, self.seen, self.plan = pupil, seen, plan
+        self.pupil, self.plan = pupil, plan
         weights = [p for p in pupil.module.parameters() if p.requires_grad]
         self.weights, self.device = weights, weights[0].device
+        self.seen = Supply(seen, self.device)
         self.held_out = [batch.to(self.device) for batch in held_out.whole(seen.rows)]
         self.rate = plan.rate or pupil.rate
-        self.optimizer = torch.optim.AdamW(weights, self.rate, betas=(0.9, 0.98), weight_decay=0.01)
+        self.optimizer = torch.optim.AdamW(weights, self.rate, betas=(0.9, 0.98), weight_decay=0.01,
+                                           fused=self.device.type == "cuda")
         self.step, self.seconds = 0, 0.0
         self.losses: list[Tensor] = []
         self.saved = self.measured = 0.0
 
     def run(self, directory: Path, facts: dict[str, Any], resume: bool, out: Console) -> None:
         """Train to the end of the plan. `facts` must be the same in all sessions. Saves when it is stopped, too."""
-        if resume:
-            self.restore(directory, facts)
+        if resume and (before := self.restore(directory, facts)) != self.machine():
+            out.print(f"the training was begun on {before}: it goes on here, but not bit for bit", soft_wrap=True)
         self.saved = self.measured = self.seconds
         note = ""
         with Meter(out) as meter:
             try:
+                meter.show(self.plan.share(self.step, self.seconds), "making ready")
+                self.rehearse()
                 while (share := self.plan.share(self.step, self.seconds)) < 1:
                     meter.show(share, note)
                     self.train(self.pulse())
@@ -95,6 +115,13 @@ class Trainer:
                 raise
             self.save(directory, facts)
             meter.show(1.0, note)
+
+    def rehearse(self) -> None:
+        """A step and a measurement without consequences: whatever has to be compiled is, before the clock starts."""
+        self.pupil.loss(self.seen.at(self.step)).backward()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.accepted(GLANCE)
+        synchronize(self.device)
 
     def pulse(self) -> int:
         """Steps to the next look at the clock."""
@@ -110,8 +137,7 @@ class Trainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rate * pace(share)
             self.optimizer.zero_grad(set_to_none=True)
-            with self.precision():
-                loss = self.pupil.loss(self.seen.at(self.step).to(self.device))
+            loss = self.pupil.loss(self.seen.at(self.step))
             loss.backward()
             nn.utils.clip_grad_norm_(self.weights, GRADIENT_NORM)
             self.optimizer.step()
@@ -121,40 +147,37 @@ class Trainer:
         synchronize(self.device)
         self.seconds = start + time.perf_counter() - begin
 
-    def precision(self) -> torch.autocast:
-        """bf16 products on CUDA; the weights stay float32."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
-
     def note(self, before: str) -> str:
         """What the bar says: the loss, and now and then the held-out acceptance."""
         loss = torch.stack(self.losses).mean().item()
         if not math.isfinite(loss):
             raise BenchError(f"the loss is {loss} after {self.step} steps: lower --rate (now {self.rate:g})")
-        accepted = before.partition(", ")[2]
+        accepted = ", ".join(before.split(", ")[2:])
         if not accepted or self.seconds - self.measured >= MEASURE_EVERY:
             self.measured = self.seconds
-            accepted = f"{self.accepted(GLANCE):.3f} tokens per step at step {self.step}"
-        return f"loss {loss:.3f}, {accepted}"
+            accepted = f"{shown(self.accepted(GLANCE))} at step {self.step}"
+        return f"{self.step / self.seconds:.1f} steps/s, loss {loss:.3f}, {accepted}"
 
     @torch.no_grad()
-    def accepted(self, batches: int | None = None) -> float:
+    def accepted(self, batches: int | None = None) -> Acceptance:
         """Tokens per step on held-out text; on the first `batches` of it, if given. The noise is always the same.
 
         What a drafter keeps of measurements (a choice tree, say) is measured anew, on the same text.
         """
         torch.manual_seed(0)  # every step sets its own
-        with self.precision():
-            self.pupil.measure(self.held_out[:batches])
-            total = torch.stack([self.pupil.acceptance(batch) for batch in self.held_out[:batches]]).sum(0)
-        if not total[1]:
+        self.pupil.measure(self.held_out[:batches])
+        total = torch.stack([self.pupil.acceptance(batch) for batch in self.held_out[:batches]]).sum(0)
+        found = {name: tokens / places for name, (tokens, places) in
+                 zip((SAMPLED, GREEDY), total.tolist(), strict=True) if places}
+        if (SAMPLED if self.pupil.law.temperature else GREEDY) not in found:
             raise BenchError("the held-out texts have no place to measure at (too few, too short, or not of the law "
                              "that they claim): write others with  python -m bench data")
-        return float(total[0] / total[1])
+        return found
 
     def save(self, directory: Path, facts: dict[str, Any]) -> None:
         """Write the checkpoint in one go."""
         fresh = directory / f".{CHECKPOINT}"
-        state = {"facts": facts, "step": self.step, "seconds": self.seconds,
+        state = {"facts": facts, "machine": self.machine(), "step": self.step, "seconds": self.seconds,
                  "module": self.pupil.module.state_dict(), "optimizer": self.optimizer.state_dict()}
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -164,8 +187,13 @@ class Trainer:
             raise BenchError(f"cannot write to {directory} ({error}): choose another --out") from error
         self.saved = self.seconds
 
-    def restore(self, directory: Path, facts: dict[str, Any]) -> None:
-        """Go back to a checkpoint. BenchError when there is none, or when it is of another training."""
+    def machine(self) -> str:
+        """What a training has to stay on to be the same to the last bit."""
+        device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.processor()
+        return f"{device or self.device.type}, torch {torch.__version__}"
+
+    def restore(self, directory: Path, facts: dict[str, Any]) -> str:
+        """Go back to a checkpoint -> the machine that wrote it. BenchError: there is none, or of another training."""
         try:
             state = torch.load(directory / CHECKPOINT, map_location=self.device, weights_only=True)
         except Exception as error:  # a torn file makes the unpickler raise anything
@@ -177,3 +205,9 @@ class Trainer:
         self.pupil.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds = state["step"], state["seconds"]
+        return state["machine"]  # type: ignore[no-any-return]
+
+
+def shown(accepted: Acceptance) -> str:
+    """For people."""
+    return " and ".join(f"{value:.3f} ({name})" for name, value in accepted.items()) + " tokens per step"

@@ -34,6 +34,14 @@ class LowRank(nn.Module):
         return F.linear(F.linear(x, self.narrow.to(x.dtype)), self.widen.to(x.dtype))
 
 
+class Corrections(nn.ModuleDict):
+    """Of one layer. Implements `bench.model.Adapter` for a pass that goes layer by layer: there are no others."""
+
+    def delta(self, layer: int, name: str, x: Tensor) -> Tensor:
+        """See `GatedAdapter.delta`."""
+        return self[name](x)  # type: ignore[no-any-return]
+
+
 class GatedAdapter(nn.Module):
     """Corrections for all matrices of all layers. Implements `bench.model.Adapter`."""
 
@@ -41,7 +49,7 @@ class GatedAdapter(nn.Module):
         super().__init__()
         shapes = matrix_shapes(config)
         self.layers = nn.ModuleList(
-            nn.ModuleDict({name: LowRank(*shape, rank) for name, shape in shapes.items()})
+            Corrections({name: LowRank(*shape, rank) for name, shape in shapes.items()})
             for _ in range(config.layers)
         )
 

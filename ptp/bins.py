@@ -54,4 +54,4 @@ def fractions(like: Tensor, beta: float = 1.0) -> Tensor:
     if beta == 1:
         return torch.rand(like.shape, dtype=torch.float64, device=like.device)
     shape = torch.full(like.shape, beta, dtype=torch.float64, device=like.device)
-    return torch.distributions.Beta(shape, shape).sample()
+    return torch.distributions.Beta(shape, shape, validate_args=False).sample()  # to look at them is to wait for them

@@ -7,10 +7,15 @@ import torch
 from torch import Tensor
 
 from bench.model import Transformer
+from bench.packing import Batch
+from bench.reading import read
 from bench.sampling import Law
-from ptp.completions import Completions, Pack, at, complete, explain, random_starts, read, under
+from ptp.completions import Completions, at, complete, explain, random_starts, under
 from ptp.draft import Draft, draw
+from ptp.noise_embedding import NONE
 from ptp.student import Student
+
+GREEDY = Law()
 
 
 @dataclass
@@ -19,26 +24,50 @@ class Trials:
 
     draft: Draft  # [S, slots - known]
     right: Tensor  # [S, slots - known] bool
+    silent: Tensor  # [S] bool: at temperature 0
+
+    def runs(self) -> Tensor:
+        """Leading right drafts of every group, [S] int64."""
+        return self.right.cumprod(1).sum(1)
+
+
+def ways(student: Student, law: Law) -> list[str]:
+    """All ways of drawing drafts: under the law, and at temperature 0."""
+    return list(dict.fromkeys([*student.ways(law), *student.ways(GREEDY)]))
 
 
 @torch.no_grad()
-def calibrate(student: Student, target: Transformer, packs: Iterable[Pack], law: Law, groups: int = 32) -> None:
-    """Fill `student.confidence` for every way of drawing drafts under `law`, from `groups` groups on every row."""
-    packs = list(packs)
-    for way in student.ways(law):
-        found = [attempt(student, target, pack, law, way, groups) for pack in packs]
-        draft = Draft(torch.cat([f.draft.tokens for f in found]), torch.cat([f.draft.score for f in found]))
-        student.confidence[way].measure(draft, torch.cat([f.right for f in found]))  # type: ignore[operator]
+def calibrate(student: Student, target: Transformer, batches: Iterable[Batch], law: Law, groups: int = 32) -> None:
+    """Fill `student.confidence` for every way of drawing drafts, from `groups` groups on every row.
+
+    Temperature 0 is measured on greedy texts alone, the law on all others; a way without any texts stays unmeasured.
+    """
+    found = [attempt(student, target, batch, law, groups) for batch in batches]
+    for way in ways(student, law):
+        trials = [one[way] for one in found]
+        right = torch.cat([t.right for t in trials])
+        draft = Draft(torch.cat([t.draft.tokens for t in trials]), torch.cat([t.draft.score for t in trials]))
+        if len(right):
+            student.confidence[way].measure(draft, right)  # type: ignore[operator]
 
 
-def attempt(student: Student, target: Transformer, pack: Pack, law: Law, way: str, groups: int) -> Trials:
-    """Draft at random places of one pack, noise uniform inside the bins: what decoding would have drafted there."""
-    kind, context = student.kind, read(target, pack)
-    drawn, starts = explain(target, context, law), random_starts(pack, groups)
-    completions = Completions.of(pack, kind, starts, under(drawn, starts, student.design.slots))
-    whole = completions.valid.all(-1) & at(drawn.explained, completions.labels).all(-1)  # [B, N]
-    embedded = student.embed(completions.noise).to(context.hidden.dtype)
-    hidden = complete(target, student.adapter, context, completions, embedded)[whole][:, kind.known :]
-    own, tokens = at(drawn.noise, completions.labels), completions.tokens(pack)
-    draft = draw(way, target.score(hidden), own[whole][:, kind.known :], law)
-    return Trials(draft, draft.tokens == tokens[whole][:, kind.known :])
+@torch.no_grad()
+def attempt(student: Student, target: Transformer, batch: Batch, law: Law, groups: int) -> dict[str, Trials]:
+    """Draft at random places, noise uniform inside the bins: what decoding would have drafted there. By way of drawing.
+
+    A group has the law of its place, and only the ways that belong to it are tried there.
+    """
+    kind, reading = student.kind, read(target, batch)
+    drawn, starts = explain(target, reading, law), random_starts(batch, groups)
+    completions = Completions.of(batch, kind, starts, under(drawn, starts, student.design.slots))
+    same = at(drawn.noise == NONE, completions.labels) == completions.silent[..., None]
+    whole = (completions.valid & at(drawn.explained, completions.labels) & same).all(-1)  # [B, N]
+    embedded = student.embed(completions.noise).to(reading.hidden.dtype)
+    hidden = complete(target, student.adapter, reading, completions, embedded)
+    found = {}
+    for way in ways(student, law):
+        here = whole & (completions.silent == (way in student.ways(GREEDY)))  # [B, N]
+        noise, tokens = at(drawn.noise, completions.labels)[here], completions.tokens(batch)[here]
+        draft = draw(way, target.score(hidden[here][:, kind.known :]), noise[:, kind.known :], law)
+        found[way] = Trials(draft, draft.tokens == tokens[:, kind.known :], completions.silent[here])
+    return found

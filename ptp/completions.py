@@ -6,8 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.model import Adapter, Attend, Transformer
+from bench.attention import Sees, mask_of
+from bench.model import Attend, Transformer
+from bench.packing import Batch
+from bench.reading import Place, Reading, follow
 from bench.sampling import Law
+from ptp.adapter import GatedAdapter
 from ptp.bins import Bins, Drawn, fractions
 from ptp.kinds import Kind
 from ptp.noise_embedding import NONE
@@ -15,72 +19,26 @@ from ptp.noise_embedding import NONE
 CHUNK = 4096  # tokens whose logits exist at the same time
 
 
-@dataclass
-class Pack:
-    """Texts laid one after another into rows of equal length."""
-
-    tokens: Tensor  # [B, T] int64
-    texts: Tensor  # [B, T] int64: which text a token belongs to; -1: padding
-
-    @staticmethod
-    def whole(tokens: Tensor) -> "Pack":
-        """Every row is one text."""
-        return Pack(tokens, torch.zeros_like(tokens))
-
-    def positions(self) -> Tensor:
-        """Places inside the texts, [B, T] int64."""
-        index = torch.arange(self.tokens.shape[1], device=self.tokens.device).expand_as(self.tokens)
-        first = torch.ones_like(self.texts, dtype=torch.bool)
-        first[:, 1:] = self.texts[:, 1:] != self.texts[:, :-1]
-        return index - torch.where(first, index, 0).cummax(1).values
-
-    def follows(self) -> Tensor:
-        """[B, T] bool: the token has one before it in its own text, so some law gave it."""
-        return (self.positions() > 0) & (self.texts >= 0)
-
-
-@dataclass
-class Context:
-    """What a pass over a pack leaves for its completions."""
-
-    pack: Pack
-    keys: list[Tensor]  # per layer [B, kv_heads, T, head_dim], rotated
-    values: list[Tensor]
-    hidden: Tensor  # [B, T, hidden]: the head's input
-
-
-def read(model: Transformer, pack: Pack) -> Context:
-    """A plain pass over the pack. With a frozen target call it under `torch.no_grad`."""
-    keys: list[Tensor] = []
-    values: list[Tensor] = []
-    index = torch.arange(pack.tokens.shape[1], device=pack.tokens.device)
-    visible = (pack.texts[:, :, None] == pack.texts[:, None]) & (index[:, None] >= index)
-
-    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        keys.append(k)
-        values.append(v)
-        return F.scaled_dot_product_attention(q, k, v, visible[:, None], enable_gqa=True)
-
-    hidden = model(model.embed(pack.tokens), pack.positions(), attend).last
-    return Context(pack, keys, values, hidden)
-
-
 @torch.no_grad()
-def explain(model: Transformer, context: Context, law: Law, beta: float = 1.0) -> Drawn:
-    """Noise for every token of the pack, drawn inside its bin under `law` of the model -> [B, T] each.
+def explain(model: Transformer, reading: Reading, law: Law, beta: float = 1.0) -> Drawn:
+    """Noise for every token of the batch, drawn inside its bin under `law` of the model -> [B, T] each.
 
-    A greedy law leaves nothing to draw: the noise is NONE and a token is explained when it is the arg max.
+    At temperature 0 there is nothing to draw: the noise is NONE. A token of a greedy text needs no other explanation;
+    where the law itself is greedy, a token is explained when it is the arg max.
     """
-    pack, shape = context.pack, context.pack.tokens.shape
-    tokens, before = pack.tokens[:, 1:].flatten(), context.hidden[:, :-1].flatten(0, 1)
-    parts = []
-    for part, hidden in zip(tokens.split(CHUNK), before.split(CHUNK), strict=True):
-        bins = Bins.of(part, law(model.score(hidden)))
-        parts.append(bins.draw(fractions(part, beta)))
-    noise = torch.cat([p.noise for p in parts]).view(shape[0], -1)
-    explained = torch.cat([p.explained for p in parts]).view(shape[0], -1)
-    noise, explained = F.pad(noise, (1, 0), value=NONE), F.pad(explained, (1, 0), value=False)
-    return Drawn(torch.full_like(noise, NONE) if law.temperature == 0 else noise, explained & pack.follows())
+    batch = reading.batch
+    before = F.pad(reading.hidden[:, :-1], (0, 0, 1, 0))  # what gave each token; nothing gave the first
+    drawn = inside_bins(model, before, batch.tokens, law, beta)
+    silent = batch.silent(law)
+    return Drawn(torch.where(silent, NONE, drawn.noise), (drawn.explained | batch.greedy) & batch.follows())
+
+
+def inside_bins(model: Transformer, hidden: Tensor, tokens: Tensor, law: Law, beta: float = 1.0) -> Drawn:
+    """Noise inside the bins of `tokens` [..] under the laws that the head makes of `hidden` [.., H] -> [..] each."""
+    parts = [Bins.of(some, law(model.score(inputs))).draw(fractions(some, beta))
+             for some, inputs in zip(tokens.flatten().split(CHUNK), hidden.flatten(0, -2).split(CHUNK), strict=True)]
+    return Drawn(torch.cat([p.noise for p in parts]).view(tokens.shape),
+                 torch.cat([p.explained for p in parts]).view(tokens.shape))
 
 
 @dataclass
@@ -94,21 +52,50 @@ class Completions:
     valid: Tensor  # [B, N, L] bool: the label exists, and noise explains all that comes before it
 
     @staticmethod
-    def of(pack: Pack, kind: Kind, starts: Tensor, drawn: Drawn) -> "Completions":
-        """Groups under the tokens `starts` [B, N]; `drawn` [B, N, L]: the noise of the tokens that follow each."""
+    def of(batch: Batch, kind: Kind, starts: Tensor, drawn: Drawn) -> "Completions":
+        """Groups under the tokens `starts` [B, N]; `drawn` [B, N, L]: the noise of the tokens that follow each.
+
+        Decoding has one law: no slot of a group is valid behind one that hears noise where the first hears none, or
+        the other way round.
+        """
         index = following(starts, drawn.noise.shape[2])
-        texts, labels = at(pack.texts, starts)[..., None], index + kind.ahead - 1
-        explained = (drawn.explained & within(pack, index, texts)).cumprod(-1).bool()
-        return Completions(kind, starts, drawn.noise, labels.clamp(max=pack.tokens.shape[1] - 1),
-                           explained & within(pack, labels, texts))
+        texts, labels = at(batch.texts, starts)[..., None], index + kind.ahead - 1
+        silent = drawn.noise == NONE
+        explained = drawn.explained & within(batch, index, texts) & (silent == silent[..., :1])
+        return Completions(kind, starts, drawn.noise, labels.clamp(max=batch.tokens.shape[1] - 1),
+                           explained.cumprod(-1).bool() & within(batch, labels, texts))
 
-    def positions(self, pack: Pack) -> Tensor:
+    @property
+    def silent(self) -> Tensor:
+        """Groups at temperature 0, which hear no noise, [B, N] bool."""
+        return self.noise[..., 0] == NONE
+
+    def positions(self, batch: Batch) -> Tensor:
         """Absolute position of every slot, [B, N, L]."""
-        return following(at(pack.positions(), self.starts), self.noise.shape[2]) - self.kind.known
+        return following(at(batch.positions(), self.starts), self.noise.shape[2]) - self.kind.known
 
-    def tokens(self, pack: Pack) -> Tensor:
+    def tokens(self, batch: Batch) -> Tensor:
         """The token that every slot predicts, [B, N, L]."""
-        return at(pack.tokens, self.labels)
+        return at(batch.tokens, self.labels)
+
+    def taught(self, reading: Reading) -> Tensor:
+        """What the head makes the law of every slot's token of, [B, N, L, hidden]."""
+        return rows_at(reading.hidden, (self.labels - 1).flatten(1)).unflatten(1, self.labels.shape[1:])
+
+    def sees(self, batch: Batch) -> Sees:
+        """A slot sees its text up to the token its group hangs from, and its group up to itself.
+
+        Columns 0 .. T - 1 are the batch's tokens, then come the slots.
+        """
+        starts, first = self.starts, at(batch.firsts(), self.starts)
+        slots, tokens = self.noise.shape[2], batch.tokens.shape[1]
+
+        def sees(batch: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:
+            group, slot = row // slots, column - tokens
+            prefix = (column >= first[batch, group]) & (column <= starts[batch, group])
+            return prefix | ((slot >= group * slots) & (slot <= row))
+
+        return sees
 
 
 def following(starts: Tensor, slots: int) -> Tensor:
@@ -128,69 +115,53 @@ def at(values: Tensor, index: Tensor) -> Tensor:
     return values.gather(1, flat).view(index.shape)
 
 
-def within(pack: Pack, index: Tensor, texts: Tensor) -> Tensor:
+def rows_at(values: Tensor, index: Tensor) -> Tensor:
+    """Look up [B, T, H] at [B, m] -> [B, m, H]."""
+    return values.gather(1, index[..., None].expand(-1, -1, values.shape[2]))
+
+
+def within(batch: Batch, index: Tensor, texts: Tensor) -> Tensor:
     """Whether `index` still lies in the text `texts`."""
-    return (index < pack.tokens.shape[1]) & (at(pack.texts, index) == texts)
+    return (index < batch.tokens.shape[1]) & (at(batch.texts, index) == texts)
 
 
-def random_starts(pack: Pack, count: int) -> Tensor:
-    """`count` tokens of every row that another token of their text follows -> [B, count] int64."""
-    followed = F.pad(pack.follows()[:, 1:], (0, 1), value=False)
-    return torch.multinomial(followed.double(), count, replacement=True)
+def random_starts(batch: Batch, count: int) -> Tensor:
+    """`count` tokens of every row that another token of their text follows -> [B, count] int64.
+
+    Ascending: groups that lie side by side see much the same, and a block-sparse mask has few blocks. (Multinomial
+    draws would wait for the device.)
+    """
+    followed = batch.followed(1).long().cumsum(1)  # how many up to here
+    chosen = torch.rand(len(followed), count, dtype=torch.float64, device=followed.device) * followed[:, -1:]
+    starts = torch.searchsorted(followed, chosen.long().sort(1).values, right=True)
+    return starts.clamp(max=followed.shape[1] - 1)  # a row without any: no slot there is valid
 
 
-def complete(model: Transformer, adapter: Adapter | None, context: Context, completions: Completions,
+def complete(model: Transformer, adapter: GatedAdapter | None, reading: Reading, completions: Completions,
              embedded: Tensor) -> Tensor:
     """Run the slots, `embedded` [B, N, L, hidden] -> the head's input at every slot, in the same shape."""
-    positions = completions.positions(context.pack).flatten(1)
-    attend, x = dense(context, completions), embedded.flatten(1, 2)
-    model.extend_rope(context.pack.tokens.shape[1] + embedded.shape[2])  # slots may hang from the last token
-    return model(x, positions, attend, adapter, slots=x.shape[1]).last.view(embedded.shape)
+    batch, x = reading.batch, embedded.flatten(1, 2)
+    (rows, tokens), slots = batch.tokens.shape, x.shape[1]
+    model.extend_rope(tokens + embedded.shape[2])  # slots may hang from the last token
+    place = Place(completions.positions(batch).flatten(1),
+                  mask_of(completions.sees(batch), (rows, slots, tokens + slots), x))
+    layers = list(adapter.layers) if adapter else None
+    return follow(model, reading, place, x, layers).view(embedded.shape)  # type: ignore[arg-type]
 
 
-def dense(context: Context, completions: Completions) -> Attend:
-    """Attention of slots with a mask of every pair: [B, N L, T + N L] bool, the simple way.
-
-    A block-sparse kernel can take its place: which rows see which columns is `sees`, in index arithmetic alone.
-    """
-    _, N, L = completions.noise.shape
-    columns = torch.arange(context.pack.tokens.shape[1] + N * L, device=completions.noise.device)
-    visible = sees(context.pack, completions, columns[: N * L], columns)
-
-    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        k = torch.cat([context.keys[layer], k], 2)
-        v = torch.cat([context.values[layer], v], 2)
-        return F.scaled_dot_product_attention(q, k, v, visible[:, None], enable_gqa=True)
-
-    return attend
-
-
-def growing(context: Context, starts: Tensor) -> Attend:
+def growing(reading: Reading, starts: Tensor) -> Attend:
     """Attention of one slot per group and call: to the group's prefix, its earlier slots and itself."""
-    pack, N = context.pack, starts.shape[1]
-    index = torch.arange(pack.tokens.shape[1], device=starts.device)
-    prefix = (at(pack.texts, starts)[..., None] == pack.texts[:, None]) & (index <= starts[..., None])  # [B, N, T]
+    batch, N = reading.batch, starts.shape[1]
+    index = torch.arange(batch.tokens.shape[1], device=starts.device)
+    prefix = (at(batch.firsts(), starts)[..., None] <= index) & (index <= starts[..., None])  # [B, N, T]
     own = torch.eye(N, dtype=torch.bool, device=starts.device).expand(len(starts), -1, -1)
-    keys, values = list(context.keys), list(context.values)
+    layers = list(reading.layers)
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        keys[layer], values[layer] = torch.cat([keys[layer], k], 2), torch.cat([values[layer], v], 2)
-        calls = (keys[layer].shape[2] - len(index)) // N
+        keys, values = (torch.cat(pair, 2) for pair in zip(layers[layer], (k, v), strict=True))
+        layers[layer] = keys, values
+        calls = (keys.shape[2] - len(index)) // N
         visible = torch.cat([prefix] + [own] * calls, 2)
-        return F.scaled_dot_product_attention(q, keys[layer], values[layer], visible[:, None], enable_gqa=True)
+        return F.scaled_dot_product_attention(q, keys, values, visible[:, None], enable_gqa=True)
 
     return attend
-
-
-def sees(pack: Pack, completions: Completions, row: Tensor, column: Tensor) -> Tensor:
-    """A slot sees its text up to the token its group hangs from, and its group up to itself.
-
-    row [R], column [C] int64; columns 0 .. T - 1 are the pack's, then come the slots -> [B, R, C] bool.
-    """
-    L, T = completions.noise.shape[2], pack.tokens.shape[1]
-    start = completions.starts[:, row // L]  # [B, R]
-    same_text = at(pack.texts, start)[..., None] == pack.texts[:, column.clamp(max=T - 1)][:, None]
-    prefix = same_text & (column <= start[..., None])
-    slot, row = column - T, row[:, None]
-    group = (slot // L == row // L) & (slot <= row)
-    return torch.where(column < T, prefix, group)

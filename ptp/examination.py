@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from bench.model import Transformer
+from bench.packing import Batch
 from bench.sampling import NOISE_BITS, pick
 from ptp.bins import Drawn
-from ptp.completions import Completions, Pack, at, following, under
+from ptp.completions import Completions, at, following, under
 from ptp.draft import draw
-from ptp.practice import LAW, Course, Pupil, inverse_marks, next_token_losses
+from ptp.practice import LAW, Course, Pupil, inverse_slots, next_token_losses
 
 HORIZONS = (2, 4, 8, 16)
 TEXTS = 2000
@@ -32,7 +33,7 @@ class Score(NamedTuple):
 class Paper:
     """Texts to be examined on, and where the group of slots of each begins."""
 
-    pack: Pack
+    batch: Batch
     noise: Tensor  # [B, T] int64
     starts: Tensor  # [B, 1] int64
 
@@ -45,24 +46,24 @@ def written(teacher: Transformer, course: Course) -> Paper:
     for stop in range(1, course.length):
         chosen = pick(noise[:, stop], LAW(teacher.logits(tokens)[:, -1]))
         tokens = torch.cat([tokens, chosen[:, None]], 1)
-    return Paper(Pack.whole(tokens), noise, course.starts(TEXTS, 1))
+    return Paper(Batch.whole(tokens), noise, course.starts(TEXTS, 1))
 
 
 def held_out(course: Course) -> Paper:
     """Trips of the world itself, whose noise nobody knows; the same for every model."""
     torch.manual_seed(course.seed + 2)
-    pack = course.pack(TEXTS)
-    return Paper(pack, torch.zeros_like(pack.tokens), course.starts(TEXTS, 1))
+    batch = course.trips(TEXTS)
+    return Paper(batch, torch.zeros_like(batch.tokens), course.starts(TEXTS, 1))
 
 
 @torch.no_grad()
 def tokens_per_call(name: str, pupil: Pupil, paper: Paper, slots: int, way: str) -> list[Score]:
     """1, which the target gives by itself, and the leading correct drafts among N - 1. `way`: see `ptp.draft`."""
     drawn = under(Drawn(paper.noise, torch.ones_like(paper.noise, dtype=torch.bool)), paper.starts, slots)
-    completions = Completions.of(paper.pack, pupil.kind, paper.starts, drawn)
-    logits = pupil.model.score(pupil.run(paper.pack, completions))
+    completions = Completions.of(paper.batch, pupil.kind, paper.starts, drawn)
+    logits = pupil.model.score(pupil.run(paper.batch, completions))
     guess = draw(way, logits, at(paper.noise, completions.labels), LAW)
-    right = (guess.tokens == completions.tokens(paper.pack))[:, 0, pupil.kind.known :]
+    right = (guess.tokens == completions.tokens(paper.batch))[:, 0, pupil.kind.known :]
     run = right.cumprod(1).double()
     return [mark(name, CALLS, n, 1 + run[:, : n - 1].sum(1)) for n in HORIZONS if n <= slots]
 
@@ -72,8 +73,8 @@ def plain_perplexities(name: str, teacher: Transformer, course: Course) -> list[
     """Of the law itself and of autoregressive prediction, of the stops that the teacher-free model is asked for."""
     paper, law = held_out(course), course.city.law()
     labels = following(paper.starts, course.slots)[:, 0] + 1
-    exact = -law[at(paper.pack.tokens, labels - 1), at(paper.pack.tokens, labels)].log()
-    model = at(next_token_losses(teacher, paper.pack.tokens), labels - 1)
+    exact = -law[at(paper.batch.tokens, labels - 1), at(paper.batch.tokens, labels)].log()
+    model = at(next_token_losses(teacher, paper.batch.tokens), labels - 1)
     return [perplexity("the law itself", exact), perplexity(name, model)]
 
 
@@ -81,7 +82,9 @@ def plain_perplexities(name: str, teacher: Transformer, course: Course) -> list[
 def inverse_perplexity(name: str, pupil: Pupil, course: Course) -> Score:
     """Of the model that had no teacher: each group of slots hears its own noise, and no token after its start."""
     paper = held_out(course)
-    return perplexity(name, inverse_marks(pupil, paper.pack, paper.starts, course.slots).losses[:, 0])
+    slots = inverse_slots(pupil, paper.batch, paper.starts, course.slots)
+    chances = pupil.model.score(pupil.run(paper.batch, slots)).log_softmax(-1)
+    return perplexity(name, -chances.gather(-1, slots.tokens(paper.batch)[..., None])[:, 0, :, 0])
 
 
 def perplexity(name: str, losses: Tensor) -> Score:

@@ -1,4 +1,4 @@
-"""Training of students for a real target (arXiv 2512.21323): an adapter and a noise embedding, by distillation."""
+"""Training of students for a real target (arXiv 2512.21323): an adapter and a noise embedding."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,14 +9,16 @@ from torch import Tensor
 
 from bench import drafters
 from bench.errors import BenchError
-from bench.losses import distil, of_law, of_tokens
+from bench.losses import Goals, Measure, distil, either, of_law, of_tokens
 from bench.packing import Batch
+from bench.reading import Reading, read
 from bench.sampling import Law
+from bench.trainer import tally
 from bench.zoo import Target
-from ptp import losses
-from ptp.calibration import attempt, calibrate
-from ptp.completions import Completions, Pack, complete, explain, random_starts, read, under
-from ptp.losses import average
+from ptp.bins import Drawn
+from ptp.calibration import GREEDY, attempt, calibrate
+from ptp.completions import Completions, complete, explain, random_starts, under
+from ptp.losses import Voice, own_noise
 from ptp.noise_embedding import NoiseDesign
 from ptp.student import Design, Student
 
@@ -25,7 +27,11 @@ HELD_OUT_GROUPS = 32  # groups of slots on every held-out row
 
 @dataclass(frozen=True)
 class Options:
-    """The student's design; `groups` of slots on every row, and how much its noise favours the edges of bins."""
+    """The student's design; `groups` of slots on every row, and how much its noise favours the edges of bins.
+
+    `teacher` false: the texts are all there is to learn from, and noise is read off the student's own laws (C-PTP).
+    `reverse`: C-PTP minimises KL(student || teacher).
+    """
 
     kind: str = "o"
     slots: int = 16
@@ -35,10 +41,16 @@ class Options:
     width: int = 256
     groups: int = 128
     beta: float = 1.0
+    teacher: bool = True
+    reverse: bool = False
 
     def __post_init__(self):
         if min(self.slots, self.rank, self.groups) < 1 or self.beta <= 0:
             raise BenchError("ptp: slots, rank, groups and beta must be positive")
+        if self.kind == "o" and (self.reverse or not self.teacher):
+            raise BenchError("ptp: teacher=false and reverse=true are ways to train kind=c")
+        if self.reverse and not self.teacher:
+            raise BenchError("ptp: reverse=true needs a teacher's law; leave teacher=false out")
 
     def design(self, informed: bool) -> Design:
         """What the student is made of."""
@@ -47,48 +59,60 @@ class Options:
 
 
 class Lesson:
-    """A student that hears the noise. Implements `bench.trainer.Trainable`."""
+    """A student that hears the noise. Implements `bench.trainer.Trainable`.
+
+    One student serves the law of decoding and temperature 0: groups in greedy texts hear no noise and predict the
+    token itself. Softmaxes have the temperature of decoding, so that `Pick` finds in the logits what was learned.
+    """
 
     Options = Options
     informed = True
     rate = 1e-3
 
     def __init__(self, target: Target, law: Law, options: Any):
-        """`law`: of the texts, and of decoding."""
+        """`law`: of the texts that are not greedy, and of decoding."""
         self.model, self.law, self.shape = target.model, law, options
+        self.measured_as = Measure(law.temperature or 1.0, options.reverse)
         design = options.design(self.informed)
         self.options: dict[str, Any] = {"design": asdict(design)}
         scale = float(target.model.embedding.float().square().mean().sqrt())
         self.module = Student(design, target.config, scale).to(target.model.norm.device)
 
     def loss(self, batch: Batch) -> Tensor:
-        """O-PTP: cross-entropy of the tokens; C-PTP: KL divergence from the target's law."""
-        pack, student, o = Pack(batch.tokens, batch.texts), self.module, self.shape
+        """O-PTP: cross-entropy of the tokens. C-PTP: KL divergence from the target's law, or without a teacher as O."""
+        student = self.module
         with torch.no_grad():
-            context = read(self.model, pack)
-            drawn, starts = explain(self.model, context, self.law, o.beta), random_starts(pack, o.groups)
-        slots = Completions.of(pack, student.kind, starts, under(drawn, starts, o.slots))
-        embedded = student.embed(slots.noise).to(context.hidden.dtype)
-        hidden = complete(self.model, student.adapter, context, slots, embedded).flatten(0, 2)
-        goals, temperature = of_tokens(slots.tokens(pack).flatten()), 1.0
-        if not student.kind.known:
-            taught = losses.Lesson.of(self.model, context, slots, self.law).hidden
-            goals, temperature = of_law(self.model, taught.flatten(0, 2), self.law), self.law.temperature or 1.0
-        return average(distil(hidden, self.model, goals, temperature), slots.valid.flatten())
+            reading, starts = read(self.model, batch), random_starts(batch, self.shape.groups)
+        slots = Completions.of(batch, student.kind, starts, self.noise(reading, starts))
+        embedded = student.embed(slots.noise).to(reading.hidden.dtype)
+        hidden = complete(self.model, student.adapter, reading, slots, embedded)
+        return distil(hidden.flatten(0, 2), self.model, self.goals(reading, slots), slots.valid.flatten(),
+                      self.measured_as)
+
+    def noise(self, reading: Reading, starts: Tensor) -> Drawn:
+        """What the slots hear: from the bins of the target's laws, or of the student's own."""
+        student, slots = self.module, self.shape.slots
+        if self.shape.teacher:
+            return under(explain(self.model, reading, self.law, self.shape.beta), starts, slots)
+        return own_noise(Voice(self.model, student.embed, student.adapter), reading, starts, slots, self.law)
+
+    def goals(self, reading: Reading, slots: Completions) -> Goals:
+        """What every slot is to predict."""
+        tokens = of_tokens(slots.tokens(reading.batch).flatten())
+        if self.module.kind.known or not self.shape.teacher:
+            return tokens
+        law = of_law(self.model, slots.taught(reading).flatten(0, 2), self.law)
+        return either(tokens, law, slots.silent[..., None].expand_as(slots.labels).flatten())
 
     def acceptance(self, batch: Batch) -> Tensor:
-        """One plus the leading run of right drafts at random places; of several ways to draw, the best."""
-        pack, results = Pack(batch.tokens, batch.texts), []
-        for way in self.module.ways(self.law):
-            right = attempt(self.module, self.model, pack, self.law, way, HELD_OUT_GROUPS).right
-            run = right.cumprod(1).sum(1)
-            results.append(torch.stack([(1 + run).sum(), torch.ones_like(run).sum()]).double())
-        return max(results, key=lambda total: float(total[0] / total[1].clamp(min=1)))
+        """The leading run of right drafts at random places, drawn in the way that was measured as the best."""
+        found = attempt(self.module, self.model, batch, self.law, HELD_OUT_GROUPS)
+        best = [found[way] for way in dict.fromkeys(self.module.best_way(law) for law in (self.law, GREEDY))]
+        return tally(torch.cat([trials.runs() for trials in best]), torch.cat([trials.silent for trials in best]))
 
     def measure(self, batches: list[Batch]) -> None:
         """Confidence, and the runs to expect."""
-        packs = [Pack(batch.tokens, batch.texts) for batch in batches]
-        calibrate(self.module, self.model, packs, self.law, HELD_OUT_GROUPS)
+        calibrate(self.module, self.model, batches, self.law, HELD_OUT_GROUPS)
 
 
 class Control(Lesson):

@@ -9,11 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.config import Config
+from bench.losses import distil, of_law, of_tokens
 from bench.model import Transformer
+from bench.packing import Batch
+from bench.reading import read
 from bench.sampling import Law
-from ptp.completions import Completions, Pack, complete, explain, read, under
+from ptp.completions import Completions, complete, explain, under
 from ptp.kinds import KINDS
-from ptp.losses import Lesson, average, categorical, one_hot, own_noise
+from ptp.losses import Voice, own_noise
 from ptp.noise_embedding import NONE, NoiseDesign, NoiseEmbedding
 from ptp.trips import City
 
@@ -49,9 +52,9 @@ class Course:
         return Config(self.city.places, self.width, self.layers, heads, heads, HEAD_DIM, self.width * 8 // 3,
                       context=self.length, tied=True)
 
-    def pack(self, trips: int) -> Pack:
+    def trips(self, count: int) -> Batch:
         """Fresh trips, one a row."""
-        return Pack.whole(self.city.trips(trips, self.length))
+        return Batch.whole(self.city.trips(count, self.length))
 
     def starts(self, trips: int, groups: int) -> Tensor:
         """Random tokens of each trip for groups of slots to hang from, [trips, groups]: every group has all labels."""
@@ -77,10 +80,10 @@ class Pupil(nn.Module):
         self.model = model_of(config)
         self.embedding = NoiseEmbedding(NoiseDesign("digits", "mlp"), config.hidden, SPREAD)
 
-    def run(self, pack: Pack, completions: Completions) -> Tensor:
+    def run(self, batch: Batch, slots: Completions) -> Tensor:
         """The head's inputs at all slots: [B, N, L, hidden]."""
-        noise = completions.noise if self.informed else torch.full_like(completions.noise, NONE)
-        return complete(self.model, None, read(self.model, pack), completions, self.embedding(noise))
+        noise = slots.noise if self.informed else torch.full_like(slots.noise, NONE)
+        return complete(self.model, None, read(self.model, batch), slots, self.embedding(noise))
 
 
 def next_token_losses(model: Transformer, tokens: Tensor) -> Tensor:
@@ -90,45 +93,33 @@ def next_token_losses(model: Transformer, tokens: Tensor) -> Tensor:
 
 def distillation_loss(pupil: Pupil, teacher: Transformer, course: Course) -> Tensor:
     """O-PTP, C-PTP or the uninformed control on one batch of trips, with the teacher's bins."""
-    pack = course.pack(course.batch)
+    batch = course.trips(course.batch)
     starts = course.starts(course.batch, course.groups)
     with torch.no_grad():
-        context = read(teacher, pack)
-        drawn = under(explain(teacher, context, LAW), starts, course.slots)
-    completions = Completions.of(pack, pupil.kind, starts, drawn)
-    hidden = pupil.run(pack, completions)
+        reading = read(teacher, batch)
+        drawn = under(explain(teacher, reading, LAW), starts, course.slots)
+    slots = Completions.of(batch, pupil.kind, starts, drawn)
+    goals = of_law(teacher, slots.taught(reading).flatten(0, 2), LAW)
     if pupil.kind.known:
-        losses = one_hot(pupil.model, hidden, completions.tokens(pack))
-    else:
-        losses = categorical(pupil.model, hidden, Lesson.of(teacher, context, completions, LAW))
-    return average(losses, completions.valid)
+        goals = of_tokens(slots.tokens(batch).flatten())
+    return distil(pupil.run(batch, slots).flatten(0, 2), pupil.model, goals, slots.valid.flatten())
 
 
-@dataclass
-class Marks:
-    """Losses of slots."""
-
-    losses: Tensor  # [B, N, L], nats
-    completions: Completions
-
-    def mean(self) -> Tensor:
-        """Over the valid slots."""
-        return average(self.losses, self.completions.valid)
-
-
-def inverse_marks(pupil: Pupil, pack: Pack, starts: Tensor, slots: int) -> Marks:
-    """Cross-entropy of the tokens, given the noise that the pupil's own laws explain the tokens before them with."""
+def inverse_slots(pupil: Pupil, batch: Batch, starts: Tensor, slots: int) -> Completions:
+    """Slots that hear the noise that the pupil's own laws explain the tokens before them with."""
     with torch.no_grad():
-        drawn = own_noise(pupil.model, pupil.embedding, read(pupil.model, pack), starts, slots)
-    completions = Completions.of(pack, pupil.kind, starts, drawn)
-    return Marks(one_hot(pupil.model, pupil.run(pack, completions), completions.tokens(pack)), completions)
+        reading = read(pupil.model, batch)
+    drawn = own_noise(Voice(pupil.model, pupil.embedding), reading, starts, slots, LAW)
+    return Completions.of(batch, pupil.kind, starts, drawn)
 
 
 def inverse_loss(pupil: Pupil, course: Course) -> Tensor:
     """No teacher: the tokens given the noise that the pupil's own laws explain them with, and given the tokens."""
-    pack = course.pack(course.batch)
-    marks = inverse_marks(pupil, pack, course.starts(course.batch, course.groups), course.slots)
-    return marks.mean() + next_token_losses(pupil.model, pack.tokens).mean()
+    batch = course.trips(course.batch)
+    slots = inverse_slots(pupil, batch, course.starts(course.batch, course.groups), course.slots)
+    tokens = of_tokens(slots.tokens(batch).flatten())
+    heard = distil(pupil.run(batch, slots).flatten(0, 2), pupil.model, tokens, slots.valid.flatten())
+    return heard + next_token_losses(pupil.model, batch.tokens).mean()
 
 
 def train(parameters: Iterable[nn.Parameter], loss: Callable[[], Tensor], steps: int, rate: float) -> None:
@@ -149,7 +140,7 @@ def train_teacher(course: Course) -> Transformer:
     """An autoregressive model of the trips, by plain next-token cross-entropy; frozen when it comes back."""
     torch.manual_seed(course.seed)
     teacher = model_of(course.config)
-    train(teacher.parameters(), lambda: next_token_losses(teacher, course.pack(2 * course.batch).tokens).mean(),
+    train(teacher.parameters(), lambda: next_token_losses(teacher, course.trips(2 * course.batch).tokens).mean(),
           course.steps // 4, course.rate)
     return teacher.requires_grad_(False)
 

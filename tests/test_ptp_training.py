@@ -1,22 +1,26 @@
 """Completions and losses against slow, obvious versions: every text alone, every completion alone, sums written out."""
 
+from dataclasses import replace
+
 import pytest
 import tiny
 import torch
 
 import ptp.completions
-import ptp.losses
 from bench.cache import Cache
 from bench.forward import PlainForward, prefill
+from bench.losses import distil, of_tokens
+from bench.packing import PADDING, Batch
+from bench.reading import read
 from bench.sampling import Law, pick
 from bench.tree import Tree
 from ptp.bins import Drawn
-from ptp.calibration import attempt, calibrate
-from ptp.completions import Completions, Pack, complete, explain, random_starts, read, under
+from ptp.calibration import calibrate
+from ptp.completions import Completions, complete, explain, random_starts, under
 from ptp.confidence import Confidence
 from ptp.draft import Draft
 from ptp.kinds import KINDS
-from ptp.losses import Lesson, average, categorical, one_hot, own_noise, score
+from ptp.losses import Voice, own_noise
 from ptp.noise_embedding import NONE, NoiseDesign
 from ptp.student import Design, Student
 
@@ -28,10 +32,10 @@ SLOTS = 4
 def pack_of(lengths=TEXTS, width=15):
     random = torch.Generator().manual_seed(0)
     tokens = torch.randint(12, (len(lengths), width), generator=random)
-    texts = torch.full_like(tokens, -1)
+    texts = torch.full_like(tokens, PADDING)
     for row, sizes in zip(texts, lengths, strict=True):
         row[: sum(sizes)] = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
-    return Pack(tokens, texts)
+    return Batch(tokens, texts, torch.zeros_like(texts, dtype=torch.bool))
 
 
 PACK = pack_of()
@@ -40,7 +44,7 @@ PACK = pack_of()
 def texts_of(pack):
     """(row, first index, end) of every text."""
     for row, ids in enumerate(pack.texts.tolist()):
-        for text in set(ids) - {-1}:
+        for text in set(ids) - {PADDING}:
             yield row, ids.index(text), ids.index(text) + ids.count(text)
 
 
@@ -60,8 +64,10 @@ def test_a_packed_pass_is_every_text_alone():
         assert PACK.positions()[row, first:end].tolist() == list(range(end - first))
 
 
+@pytest.mark.parametrize("chunk", [7, 4096])
 @pytest.mark.parametrize("law", [Law(1.0), Law(0.7, top_k=5), Law(3.0, top_p=0.9)])
-def test_noise_explains_the_texts(law):
+def test_noise_explains_the_texts(law, chunk, monkeypatch):
+    monkeypatch.setattr(ptp.completions, "CHUNK", chunk)
     drawn = explain(MODEL, read(MODEL, PACK), law, beta=0.4)
     explained = excluded = 0
     for row, first, end in texts_of(PACK):
@@ -76,7 +82,7 @@ def test_noise_explains_the_texts(law):
             explained, excluded = explained + int(mass > 0), excluded + int(mass == 0)
     assert explained > 10
     assert (excluded > 0) == (law != Law(1.0))
-    assert not drawn.explained[PACK.texts < 0].any()
+    assert not drawn.explained[PACK.texts == PADDING].any()
 
 
 def test_greedy_texts_have_no_noise():
@@ -85,6 +91,31 @@ def test_greedy_texts_have_no_noise():
     for row, first, end in texts_of(PACK):
         best = MODEL.logits(PACK.tokens[row : row + 1, first:end])[0].argmax(-1)
         assert torch.equal(drawn.explained[row, first + 1 : end], PACK.tokens[row, first + 1 : end] == best[:-1])
+
+
+def test_noise_explains_sampled_tokens_and_greedy_ones_need_none():
+    greedy = (torch.arange(15) % 3 == 0).expand_as(PACK.tokens)
+    drawn = explain(MODEL, read(MODEL, replace(PACK, greedy=greedy)), Law(0.7, top_k=5))
+    assert torch.equal(drawn.noise == NONE, greedy)
+    assert torch.equal(drawn.explained[greedy], PACK.follows()[greedy])  # whatever the arg max
+    plain = explain(MODEL, read(MODEL, PACK), Law(0.7, top_k=5)).explained
+    assert torch.equal(drawn.explained[~greedy], plain[~greedy])
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_no_group_changes_its_law(kind):
+    """A group is valid up to the first token of the other kind."""
+    greedy = torch.arange(15).expand_as(PACK.tokens) // 4 % 2 == 0
+    noise = torch.where(greedy, NONE, 5)
+    drawn = Drawn(noise, PACK.follows())
+    made = Completions.of(PACK, kind, all_starts(), under(drawn, all_starts(), SLOTS))
+    usual = Completions.of(PACK, kind, all_starts(), under(Drawn(torch.full_like(noise, 5), PACK.follows()),
+                                                           all_starts(), SLOTS))
+    for row, start, j in usual.valid.nonzero().tolist():
+        kinds = set(greedy[row, start + 1 : start + 2 + j].tolist())
+        assert made.valid[row, start, j] == (len(kinds) == 1)
+        assert made.silent[row, start] == greedy[row, start + 1]
+    assert 0 < made.valid.sum() < usual.valid.sum()
 
 
 def some_noise():
@@ -118,7 +149,7 @@ def test_indices_are_those_of_the_definition(kind):
                 assert made.tokens(PACK)[row, start, j] == PACK.tokens[row, label]
             usable += fine
     assert usable > 20
-    assert not made.valid[PACK.texts < 0].any()
+    assert not made.valid[PACK.texts == PADDING].any()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -149,52 +180,12 @@ def test_starts_are_followed_by_a_token_of_their_text():
     assert {(row, at) for row, some in enumerate(starts.tolist()) for at in some} == allowed
 
 
-@pytest.mark.parametrize("chunk", [7, 4096])
-def test_losses_are_their_definitions(chunk, monkeypatch):
-    monkeypatch.setattr(ptp.losses, "CHUNK", chunk)
-    monkeypatch.setattr(ptp.completions, "CHUNK", chunk)
-    torch.manual_seed(0)
-    hidden, teacher = torch.randn(2, 3, SLOTS, 16).double(), torch.randn(2, 3, SLOTS, 16).double()
-    tokens, law = torch.randint(12, (2, 3, SLOTS)), Law(0.7, top_k=5)
-    lesson = Lesson(MODEL, teacher, law)
-    ours = {"one": one_hot(MODEL, hidden, tokens, 0.7), "kl": categorical(MODEL, hidden, lesson),
-            "reverse": categorical(MODEL, hidden, lesson, reverse=True)}
-    for at in torch.cartesian_prod(*map(torch.arange, tokens.shape)).tolist():
-        q = (MODEL.score(hidden[tuple(at)]) / 0.7).softmax(-1).double()
-        choices = law(MODEL.score(teacher[tuple(at)]))
-        p = choices.dense(12).double() / choices.mass.sum()
-        kept = [i for i in range(12) if p[i] > 0]
-        assert len(kept) == 5
-        floor = p.clamp(min=1 / choices.mass.sum().item())
-        expected = {"one": -q[tokens[tuple(at)]].log(), "kl": sum(p[i] * (p[i] / q[i]).log() for i in kept),
-                    "reverse": (q * (q / floor).log()).sum()}
-        for name, value in expected.items():
-            assert float(ours[name][tuple(at)]) == pytest.approx(float(value), rel=1e-4, abs=1e-5)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_frozen_head_has_the_gradient_of_an_ordinary_one(dtype):
-    torch.manual_seed(0)
-    model = tiny.transformer().to(dtype)
-    hidden, weight = torch.randn(9, 16, dtype=dtype, requires_grad=True), torch.randn(9, 12)
-    (score(model, hidden) * weight).sum().backward()
-    expected = weight @ model.head.float()
-    assert torch.equal(score(model, hidden), model.score(hidden))
-    assert torch.allclose(hidden.grad.float(), expected, atol=1e-5 if dtype == torch.float32 else 0.1, rtol=0.01)
-    assert score(model, hidden).dtype == torch.float32
-
-
-def test_the_average_is_over_valid_slots():
-    assert average(torch.tensor([1.0, 5.0, float("nan")]), torch.tensor([True, True, False])) == 3
-    assert average(torch.tensor([float("inf")]), torch.tensor([False])) == 0
-
-
 def test_own_noise_is_read_off_the_own_law_position_by_position():
     """Each `u` lies in its token's bin under the law that the slots before it give, each group run by the engine."""
     one = student("c")
     starts = torch.tensor([[0, 2, 7, 8], [4, 5, 0, 12], [9, 3, 13, 1]])
     torch.manual_seed(5)
-    drawn = own_noise(MODEL, one.embedding, read(MODEL, PACK), starts, SLOTS)
+    drawn = own_noise(Voice(MODEL, one.embedding), read(MODEL, PACK), starts, SLOTS, Law(1.0))
     made = Completions.of(PACK, one.kind, starts, drawn)
     bare, checked = student("c"), 0
     for parameter in bare.adapter.parameters():
@@ -231,12 +222,12 @@ def trained(target, informed, steps=60):
     optimizer = torch.optim.Adam([*one.embedding.parameters(), *one.adapter.parameters()], 5e-2)
     right = []
     for step in range(steps):
-        pack = Pack.whole(sampled(target, 12, 10, step))
+        pack = Batch.whole(sampled(target, 12, 10, step))
         context, starts = read(target, pack), random_starts(pack, 8)
         made = Completions.of(pack, one.kind, starts, under(explain(target, context, Law(1.0)), starts, 2))
         hidden = complete(target, one.adapter, context, made, one.embed(made.noise))
         optimizer.zero_grad()
-        average(one_hot(target, hidden, made.tokens(pack)), made.valid).backward()
+        distil(hidden.flatten(0, 2), target, of_tokens(made.tokens(pack).flatten()), made.valid.flatten()).backward()
         optimizer.step()
         correct = target.score(hidden).argmax(-1) == made.tokens(pack)
         right.append((correct & made.valid).sum() / made.valid.sum())
@@ -276,8 +267,6 @@ def test_places_that_are_always_right_or_wrong_stay_finite(right):
     assert chance[0] > 0.99 if right else chance[0] < 0.01
 
 
-
-
 @pytest.mark.parametrize("law", [Law(1.0), Law()], ids=["sampled", "greedy"])
 @pytest.mark.parametrize(("kind", "informed"), [("o", True), ("c", True), ("o", False), ("c", False)])
 def test_calibration_counts_what_drafting_gets_right(kind, informed, law):
@@ -285,12 +274,10 @@ def test_calibration_counts_what_drafting_gets_right(kind, informed, law):
     one = student(kind, informed)
     texts = [sampled(MODEL, 6, 14, seed, law) for seed in (1, 2)]
     torch.manual_seed(3)
-    calibrate(one, MODEL, map(Pack.whole, texts), law, groups=9)
+    calibrate(one, MODEL, map(Batch.whole, texts), law, groups=9)
     for way in one.ways(law):
         torch.manual_seed(3)
-        for earlier in one.ways(law)[: one.ways(law).index(way)]:  # the ways draw their starts one after the other
-            [attempt(one, MODEL, Pack.whole(text), law, earlier, 9) for text in texts]
-        runs = [run for text in texts for run in runs_by_hand(one, Pack.whole(text), law, way)]
+        runs = [run for text in texts for run in runs_by_hand(one, Batch.whole(text), law, way)]
         assert len(runs) > 30
         expected = [sum(min(run, max(j - one.kind.known, 0)) for run in runs) / len(runs) for j in range(SLOTS + 1)]
         assert one.confidence[way].runs.tolist() == pytest.approx(expected)

@@ -57,10 +57,10 @@ def test_texts_of_the_examination_are_the_teachers(teacher):
     paper = written(teacher, COURSE)
     for text in range(3):
         for stop in range(1, COURSE.length):
-            logits = teacher.logits(paper.pack.tokens[text : text + 1, :stop])[0, -1]
+            logits = teacher.logits(paper.batch.tokens[text : text + 1, :stop])[0, -1]
             u = paper.noise[text, stop].item() / 2**30
             cumulative = logits.double().softmax(-1).cumsum(-1)
-            assert paper.pack.tokens[text, stop] == (cumulative <= u).sum()
+            assert paper.batch.tokens[text, stop] == (cumulative <= u).sum()
 
 
 @pytest.mark.parametrize(("kind", "wrong", "expected"), [
@@ -74,7 +74,7 @@ def test_tokens_per_call_count_the_leading_correct_drafts(kind, wrong, expected,
     first = paper.starts + (1 if kind == "o" else 2)
 
     def known(way, logits, noise, law):
-        tokens = paper.pack.tokens.gather(1, first + torch.arange(4))[:, None]
+        tokens = paper.batch.tokens.gather(1, first + torch.arange(4))[:, None]
         slot = torch.arange(4)
         assert torch.equal(noise[:, 0], paper.noise.gather(1, first + slot))
         return Draft((tokens + (slot == wrong)) % 4, tokens.float())

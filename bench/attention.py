@@ -1,0 +1,39 @@
+"""Attention of packed training rows: who sees whom is index arithmetic, block-sparse on CUDA and dense on a CPU."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+from bench.programs import fast
+
+# Batch, head, row and column, int tensors that broadcast -> bool: whether the row sees the column.
+Sees = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+Mask = Tensor | BlockMask
+
+
+def mask_of(sees: Sees, shape: tuple[int, int, int], like: Tensor) -> Mask:
+    """The mask of a batch, for all layers; shape: batch, rows, columns. Blocks that nobody sees cost CUDA nothing."""
+    batch, rows, columns = shape
+    if fast(like):
+        return create_block_mask(sees, batch, None, rows, columns, like.device)
+    return dense(sees, shape, like.device)
+
+
+def dense(sees: Sees, shape: tuple[int, int, int], device: torch.device) -> Tensor:
+    """Every pair: [batch, 1, rows, columns] bool."""
+    batch, row, column = (torch.arange(size, device=device) for size in shape)
+    head = torch.zeros((), dtype=torch.int64, device=device)
+    return sees(batch[:, None, None], head, row[:, None], column)[:, None]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
+    """q [B, heads, rows, head_dim], k and v [B, kv_heads, columns, head_dim] -> the shape of q.
+
+    Flex attention: Dong et al., 2024 (arXiv 2412.05496). It must be called from a compiled program.
+    """
+    if isinstance(mask, BlockMask):
+        return flex_attention(q, k, v, block_mask=mask, enable_gqa=True)  # type: ignore[return-value]
+    return F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=True)

@@ -1,0 +1,83 @@
+"""Passes of a model over training rows, layer by layer: on CUDA one compiled layer serves all of them.
+
+A program for a whole model would take minutes to compile, and every training needs several.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bench.attention import Mask, attend, mask_of
+from bench.model import Adapter, Block, Projection, Transformer
+from bench.packing import Batch
+from bench.programs import fused
+
+Seen = tuple[Tensor, Tensor]  # keys and values of a layer, [B, kv_heads, T, head_dim], keys rotated
+
+
+@dataclass
+class Reading:
+    """What a pass over a batch leaves."""
+
+    batch: Batch
+    hidden: Tensor  # [B, T, hidden]: the head's input after every token
+    layers: list[Seen]
+
+
+def read(model: Transformer, batch: Batch) -> Reading:
+    """A plain pass over a batch. With a frozen target call it under `torch.no_grad`."""
+    rows, length = batch.tokens.shape
+    model.extend_rope(length)
+    mask = mask_of(batch.sees(), (rows, length, length), model.norm)
+    x, rotation, layers = model.embed(batch.tokens).to(model.norm.dtype), model.rope[batch.positions()], []
+    for block in model.blocks:
+        assert isinstance(block, Block)
+        x, keys, values = token_layer(x, model, block, rotation, mask)
+        layers.append((keys, values))
+    return Reading(batch, model.rms(x, model.norm), layers)
+
+
+@dataclass
+class Place:
+    """Where slots sit: what is the same in all layers."""
+
+    positions: Tensor  # [B, m] int64
+    mask: Mask  # m rows; as columns first the tokens that were read, then the slots
+
+
+def follow(model: Transformer, reading: Reading, place: Place, x: Tensor, adapters: Sequence[Adapter] | None) -> Tensor:
+    """Slots x [B, m, hidden] through the model, behind what was read -> the head's input at each, [B, m, hidden].
+
+    `adapters`: one per layer, each of which may be asked for layer 0 only.
+    """
+    rotation = model.rope[place.positions]
+    for number, block in enumerate(model.blocks):
+        assert isinstance(block, Block)
+        project = Projection(block, 0, adapters[number] if adapters else None, x.shape[1])
+        x = slot_layer(x, model, project, rotation, place.mask, reading.layers[number])
+    return model.rms(x, model.norm)
+
+
+# No layer's number goes into these two: a compiler would make a program of each.
+
+@fused
+def token_layer(x: Tensor, model: Transformer, block: Block, rotation: Tensor, mask: Mask) -> tuple[Tensor, ...]:
+    """One layer -> its output, its keys and its values."""
+    seen: list[Tensor] = []
+
+    def look(_: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        seen.extend((k, v))
+        return attend(q, k, v, mask)
+
+    return model.layer(x, Projection(block, 0, None, 0), rotation, look), *seen
+
+
+@fused
+def slot_layer(x: Tensor, model: Transformer, project: Projection, rotation: Tensor, mask: Mask, seen: Seen) -> Tensor:
+    """One layer, behind the keys and values that were `seen` there -> its output."""
+    def look(_: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attend(q, torch.cat([seen[0], k], 2), torch.cat([seen[1], v], 2), mask)
+
+    return model.layer(x, project, rotation, look)
