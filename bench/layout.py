@@ -34,6 +34,11 @@ class Table:
         found = [all(re.match(r"[-−≈]?\d|–|$", cell) for cell in cells) for cells in columns]
         return [False, *found[1:]]
 
+    @property
+    def csv(self) -> str:
+        """The numbers behind it, to six digits."""
+        return self.frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+
 
 def build(name: str, title: str, note: str, frame: pd.DataFrame, spec: Spec) -> Table:
     """A table with a row per row of `frame` and a column per head of `spec`, without those that stay empty."""

@@ -83,7 +83,7 @@ def _write(report: Report, out: Path, name: str) -> Paths:
     for path, page in pages.items():
         path.write_text(page(report), encoding="utf-8")
     for path, table in zip(paths.tables, tables, strict=True):
-        table.frame.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
+        path.write_text(table.csv, encoding="utf-8")
     for path, picture in zip(paths.figures, pictures, strict=True):
         path.write_bytes(picture.png)
     return paths

@@ -15,6 +15,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from bench.contents import load
+from bench.pages import latex_page, markdown_page
+from bench.sections import compose
 from bench.suite import SUITES
 
 ROOT = Path(__file__).parents[1]
@@ -193,6 +196,20 @@ def test_there_is_something_to_check():
     boards = [table for part in found for table in part.tables if {"Method", "Run"} <= set(table[0])]
     assert boards
     assert all(facts(folder, "autoregressive") for part in found for folder in part.linked if part.tables)
+
+
+@pytest.mark.parametrize("run", sorted({path.parent for path in ROOT.glob("results/runs/*/records.jsonl*")}),
+                         ids=lambda run: run.name)
+def test_reports_are_what_the_records_say(run):
+    """Texts and tables, byte for byte: `python -m bench report RUN` mends this. Figures depend on matplotlib too."""
+    report = compose(load(run))
+    assert (run / "report.md").read_text(encoding="utf-8") == markdown_page(report)
+    assert (run / "report.tex").read_text(encoding="utf-8") == latex_page(report)
+    tables = [table for section in report.sections for table in section.tables]
+    assert {path.name: path.read_text(encoding="utf-8") for path in (run / "tables").iterdir()} == {
+        f"{table.name}.csv": table.csv for table in tables}
+    pictures = [picture.name for section in report.sections for picture in section.pictures]
+    assert {path.stem for path in (run / "figures").iterdir()} == set(pictures)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.parent.name)
