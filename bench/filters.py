@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bench.prompts import Question, shared_ngrams
+from bench.prompts import Question, ngrams
 from bench.texts import Text
 from bench.zoo.checkpoint import Tokenizer
 
@@ -21,45 +21,43 @@ class Sieve:
     def __init__(self, tokenizer: Tokenizer, questions: Sequence[Question]):
         """`questions`: nobody may train on what shares a 13-gram with them."""
         self.tokenizer = tokenizer
-        self.questions = [turn for question in questions for turn in question.turns]
+        self.asked = {gram for question in questions for turn in question.turns for gram in ngrams(turn)}
         self.seen: set[bytes] = set()
 
     def remember(self, texts: Sequence[Text]) -> None:
         """Texts of earlier shards."""
         self.seen |= {text.digest() for text in texts}
 
-    def sift(self, texts: Sequence[Text]) -> tuple[list[Text], dict[str, int]]:
+    def sift(self, texts: Sequence[Text], objections: Sequence[str | None]) -> tuple[list[Text], dict[str, int]]:
         """The texts to keep -> (texts, reason -> number of dropped ones)."""
         kept, dropped = [], Counter({"short": 0, "loop": 0, "duplicate": 0, "benchmark": 0})
-        suspicious = self.shares(texts)
-        for text in texts:
-            if reason := self.objection(text, suspicious):
+        for text, reason in zip(texts, objections, strict=True):
+            if reason := reason or ("duplicate" if text.digest() in self.seen else None):
                 dropped[reason] += 1
             else:
                 self.seen.add(text.digest())
                 kept.append(text)
         return kept, dict(dropped)
 
-    def objection(self, text: Text, suspicious: bool) -> str | None:
-        """Why a text is dropped, or None."""
-        answer = text.ids[text.answer :]
-        if len(answer) < SHORTEST:
-            return "short"
-        if is_loop(answer):
-            return "loop"
-        if text.digest() in self.seen:
-            return "duplicate"
-        return "benchmark" if suspicious and self.shares([text]) else None
 
-    def shares(self, texts: Sequence[Text]) -> bool:
-        """Whether any of the texts shares a 13-gram with a question."""
-        return bool(shared_ngrams(spoken(texts, self.tokenizer), self.questions))
+def objections(texts: Sequence[Text], tokenizer: Tokenizer, asked: set[str]) -> list[str | None]:
+    """Why texts are dropped, whatever was written before; None for those that are not. `asked`: grams of questions."""
+    return [objection(text, tokenizer, asked) for text in texts]
 
 
-def spoken(texts: Sequence[Text], tokenizer: Tokenizer) -> list[str]:
+def objection(text: Text, tokenizer: Tokenizer, asked: set[str]) -> str | None:
+    """Why a text is dropped, or None."""
+    answers = [text.ids[slice(*span)] for span in text.answers]
+    if min(map(len, answers)) < SHORTEST:
+        return "short"
+    if any(map(is_loop, answers)):
+        return "loop"
+    return "benchmark" if any(gram in asked for part in spoken(text, tokenizer) for gram in ngrams(part)) else None
+
+
+def spoken(text: Text, tokenizer: Tokenizer) -> list[str]:
     """Questions and answers as text; apart, because a short question that is equal as a whole counts as shared."""
-    parts = [part for text in texts for part in (text.ids[slice(*text.question)], text.ids[text.answer :])]
-    return [tokenizer.decode(part.tolist()) for part in parts]
+    return [tokenizer.decode(text.ids[slice(*span)].tolist()) for span in (*text.questions, *text.answers)]
 
 
 def is_loop(ids: np.ndarray) -> bool:

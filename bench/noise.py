@@ -1,6 +1,7 @@
 """Shared noise: one number per absolute position of a sequence, the same for every method and repeat."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,11 +35,12 @@ class Noise:
     def __init__(self, batch: int, capacity: int, device: torch.device | str):
         self.streams = {s: torch.zeros(batch, capacity, dtype=torch.int64, device=device) for s in STREAMS}
 
-    def fill(self, keys: list[NoiseKey]) -> None:
-        """Draw every stream of every sequence."""
-        for stream, numbers in self.streams.items():
+    def fill(self, keys: list[NoiseKey], rows: Tensor | slice = slice(None), streams: Sequence[str] = STREAMS) -> None:
+        """Draw these streams of the sequences in these rows."""
+        for stream in streams:
+            numbers = self.streams[stream]
             fresh = np.stack([key.numbers(stream, numbers.shape[1]) for key in keys])
-            numbers.copy_(torch.from_numpy(fresh))
+            numbers[rows] = torch.from_numpy(fresh).to(numbers.device)
 
     def at(self, stream: str, positions: Tensor) -> Tensor:
         """`u` at absolute positions: [B, rows] int64 -> [B, rows] int64."""

@@ -79,13 +79,19 @@ def fingerprint(questions: Iterable[Question]) -> str:
 
 
 def shared_ngrams(texts_a: Iterable[str], texts_b: Iterable[str], n: int = 13) -> set[str]:
-    """Find the word n-grams, lower-cased and without punctuation, that both sides hold.
+    """Find the `ngrams` that both sides hold: long passages, and short questions that are equal as a whole.
 
-    A text of fewer than n words is one gram as a whole, so that equal short questions are found too. The first side
-    may be a long stream: only the second side's grams are kept in memory.
+    The first side may be a long stream: only the second side's grams are kept in memory.
     """
-    known = {gram for text in texts_b for gram in _ngrams(text, n)}
-    return {gram for text in texts_a for gram in _ngrams(text, n) if gram in known}
+    known = {gram for text in texts_b for gram in ngrams(text, n)}
+    return {gram for text in texts_a for gram in ngrams(text, n) if gram in known}
+
+
+def ngrams(text: str, n: int = 13) -> Iterator[str]:
+    """Word n-grams, lower-cased and without punctuation; a text of fewer than n words is one gram as a whole."""
+    words = re.findall(r"\w+", text.lower())
+    count = max(len(words) - n + 1, 1) if words else 0
+    return (" ".join(words[start : start + n]) for start in range(count))
 
 
 def answer_matches(answer: str, target: str) -> bool:
@@ -96,12 +102,6 @@ def answer_matches(answer: str, target: str) -> bool:
     """
     said, wanted = (text.strip().split("\n")[0].strip(" \t\r\"'`*.") for text in (answer, target))
     return bool(wanted) and re.search(rf"(?<![\w.-]){re.escape(wanted)}$", said) is not None
-
-
-def _ngrams(text: str, n: int) -> Iterator[str]:
-    words = re.findall(r"\w+", text.lower())
-    count = max(len(words) - n + 1, 1) if words else 0
-    return (" ".join(words[start : start + n]) for start in range(count))
 
 
 def _by_task(questions: Sequence[Question]) -> list[list[Question]]:

@@ -1,5 +1,6 @@
 """The state of a batch while it is decoded: tokens, lengths, noise, the target's cache, and the log of its steps."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 from bench.cache import Cache
 from bench.errors import BenchError
 from bench.model import Transformer
-from bench.noise import Noise, NoiseKey
+from bench.noise import STREAMS, Noise, NoiseKey
 from bench.verify import Evidence, Outcome
 
 MAX_END_IDS = 8
@@ -51,25 +52,36 @@ class Sequences:
         return self.tokens.gather(1, self.root[:, None])
 
     def fill(self, prompts: list[Prompt], max_new_tokens: int, end_ids: frozenset[int]) -> None:
-        """Begin anew with these prompts. Raises BenchError when one is empty or too long."""
+        """Begin anew with these prompts, one a row. Raises BenchError when one is empty or too long."""
+        self.end_at(end_ids)
+        self.put(list(range(self.batch)), prompts, [max_new_tokens] * self.batch)
+        self.log.reset()
+
+    def end_at(self, end_ids: frozenset[int]) -> None:
+        """Ids that end a sequence. Raises BenchError when there are too many."""
         if len(end_ids) > MAX_END_IDS:
             raise BenchError(f"at most {MAX_END_IDS} end-of-text ids are supported, got {len(end_ids)}")
+        self.end_ids.fill_(-1)
+        self.end_ids[: len(end_ids)] = torch.tensor(sorted(end_ids), dtype=torch.int64)
+
+    def put(self, rows: list[int], prompts: list[Prompt], limits: list[int], streams: Sequence[str] = STREAMS) -> None:
+        """Begin anew in some rows; `limits`: most new tokens of each, `streams`: the noise that will be read."""
         lengths = [len(p.ids) for p in prompts]
         if not all(lengths):
             raise BenchError("a prompt has no tokens; give it at least one")
-        if max(lengths) + max_new_tokens > self.context:
-            raise BenchError(f"prompt of {max(lengths)} tokens plus {max_new_tokens} new ones exceeds the context of "
+        longest, limit = max(zip(lengths, limits, strict=True), key=sum)
+        if longest + limit > self.context:
+            raise BenchError(f"prompt of {longest} tokens plus {limit} new ones exceeds the context of "
                              f"{self.context}; shorten it or lower --max-new-tokens")
-        self.tokens.zero_()
-        for row, prompt in zip(self.tokens, prompts, strict=True):
+        tokens = torch.zeros(len(rows), self.tokens.shape[1], dtype=torch.int64)
+        for row, prompt in zip(tokens, prompts, strict=True):
             row[: len(prompt.ids)] = torch.tensor(prompt.ids)
-        self.lengths.copy_(torch.tensor(lengths))
-        self.limits.copy_(self.lengths + max_new_tokens)
-        self.end_ids.fill_(-1)
-        self.end_ids[: len(end_ids)] = torch.tensor(sorted(end_ids), dtype=torch.int64)
-        self.done.zero_()
-        self.noise.fill([p.noise for p in prompts])
-        self.log.reset()
+        at = torch.tensor(rows, device=self.device)
+        self.tokens[at] = tokens.to(self.device)
+        self.lengths[at] = torch.tensor(lengths, device=self.device)
+        self.limits[at] = self.lengths[at] + torch.tensor(limits, device=self.device)
+        self.done[at] = False
+        self.noise.fill([p.noise for p in prompts], at, streams)
 
     def commit(self, outcome: Outcome) -> None:
         """Append the kept tokens. A sequence that is done keeps its length; what lies behind it is never read."""

@@ -1,11 +1,11 @@
-"""The target writes its own training text: given the header of a user's turn, it invents a question and answers it."""
+"""The target writes its own training text: scripts say what is given and what it has to say itself."""
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-import numpy as np
-
-from bench.clip import clip
+from bench.conveyor import Conveyor, Job
 from bench.errors import BenchError
 from bench.loop import Decoder
 from bench.methods import METHODS
@@ -16,24 +16,48 @@ from bench.texts import Text
 from bench.zoo import Target
 from bench.zoo.checkpoint import Tokenizer
 
-ANSWERING = 1  # turn of the noise; questions are drawn with turn 0
+
+@dataclass(frozen=True)
+class Request:
+    """What a script wants the target to continue."""
+
+    ids: list[int]
+    limit: int  # new tokens
+    asks: bool  # by the law of questions; else by that of answers
+
+
+Script = Generator[Request, list[int], Text]  # is sent what the target said, the end id included
 
 
 @dataclass(frozen=True)
 class Stage:
-    """The ids around a question that the target invents."""
+    """The ids around what the two speakers say."""
 
     opening: list[int]  # system prompt and the header of the user's turn
     closing: list[int]  # from the end of the user's turn to where the assistant speaks; empty: no turns at all
+    between: list[int]  # from the end of the assistant's turn to where the user speaks again
+    end_ids: frozenset[int]
 
     @staticmethod
-    def of(tokenizer: Tokenizer, raw: bool) -> "Stage":
-        """From the chat template, by what two conversations share; `raw`: the target just writes."""
+    def of(target: Target, raw: bool) -> "Stage":
+        """From the chat template, by what conversations share; `raw`: the target just writes."""
         if raw:
-            return Stage(tokenizer.encode("")[:1] or beginning(tokenizer), [])
-        first, second = (tokenizer.chat([{"role": "user", "content": text}]) for text in ("x", "7"))
-        opening = shared_start(first, second)
-        return Stage(opening, shared_start(first[::-1], second[::-1])[::-1])
+            return Stage(target.tokenizer.encode("")[:1] or beginning(target.tokenizer), [], [], target.end_ids)
+        first, second = (chat(target.tokenizer, word) for word in "x7")
+        opening, closing = shared_start(first, second), shared_end(first, second)
+        # Behind an answer, whichever it was, come `between`, the next question and `closing`.
+        tails = [shared_end(chat(target.tokenizer, "x", "x", word), chat(target.tokenizer, "x", "7", word))
+                 for word in "x7"]
+        return Stage(opening, closing, shared_start(*tails), target.end_ids)
+
+    def without_end(self, said: list[int]) -> list[int]:
+        """What follows brings its own end id. What found no end is closed where it was cut."""
+        return said[:-1] if said[-1:] and said[-1] in self.end_ids else said
+
+
+def chat(tokenizer: Tokenizer, *turns: str) -> list[int]:
+    """A conversation, the user first, up to where the assistant speaks."""
+    return tokenizer.chat([{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)])
 
 
 def beginning(tokenizer: Tokenizer) -> list[int]:
@@ -45,42 +69,50 @@ def beginning(tokenizer: Tokenizer) -> list[int]:
 
 def shared_start(first: Sequence[int], second: Sequence[int]) -> list[int]:
     """The longest common beginning."""
-    length = next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), len(first))
+    length = next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b),
+                  min(len(first), len(second)))
     return list(first[:length])
 
 
+def shared_end(first: Sequence[int], second: Sequence[int]) -> list[int]:
+    """The longest common end."""
+    return shared_start(first[::-1], second[::-1])[::-1]
+
+
 class Teacher:
-    """Writes batches of conversations, all with the same loop as every benchmark."""
+    """Plays many scripts at a time, all through the same loop as every benchmark."""
 
-    def __init__(self, target: Target, stage: Stage, batch: int, length: int, asked: int):
-        """`length`: tokens of a whole text; `asked`: tokens of the longest question."""
-        self.target, self.stage, self.length, self.asked = target, stage, length, asked
-        shortest = len(stage.opening) + (asked + len(stage.closing) if stage.closing else 0) + 1
-        if length <= shortest:
-            raise BenchError(f"--length {length} leaves no room for an answer: it must be above {shortest}")
-        if length > target.config.context:
-            raise BenchError(f"--length {length} exceeds the context of {target.name}, {target.config.context}")
-        self.sequences = Sequences(target.model, batch, length, widest=1)
-        self.decoders: dict[Law, Decoder] = {}
+    def __init__(self, target: Target, rows: int, length: int):
+        """`rows` sequences at a time, of at most `length` tokens."""
+        self.target, self.sequences = target, Sequences(target.model, rows, length, widest=1)
+        self.conveyors: dict[Law, Conveyor] = {}
+        self.said = 0  # tokens so far
 
-    def write(self, asking: Law, answering: Law, keys: list[NoiseKey]) -> list[Text]:
-        """One text per key. Questions are drawn by `asking`: at temperature 0 all would be the same."""
-        opening, closing = self.stage.opening, self.stage.closing
-        asked = [Prompt(opening, key) for key in keys]
-        questions = self.decode(asking, asked, self.asked) if closing else [[] for _ in keys]
-        starts = [opening + self.without_end(question) + closing for question in questions]
-        prompts = [Prompt(ids, NoiseKey(k.seed, k.question_id, ANSWERING)) for ids, k in zip(starts, keys, strict=True)]
-        answers = self.decode(answering, prompts, self.length - max(map(len, starts)))
-        return [Text(np.array(start + answer, np.int32), (len(opening), len(start) - len(closing)), len(start))
-                for start, answer in zip(starts, answers, strict=True)]
+    def play(self, scripts: Sequence[Script], keys: Sequence[NoiseKey], asking: Law, answering: Law) -> list[Text]:
+        """One text per script. Questions are drawn by `asking`: at temperature 0 all would be the same."""
+        texts: dict[int, Text] = {}
+        queues: dict[Law, deque[Job]] = {asking: deque(), answering: deque()}
 
-    def without_end(self, question: list[int]) -> list[int]:
-        """The closing brings its own end id. A question that found no end is closed where it was cut."""
-        return question[:-1] if question[-1:] and question[-1] in self.target.end_ids else question
+        def go_on(number: int, turn: int, said: list[int] | None) -> None:
+            self.said += len(said or [])
+            try:
+                request = next(scripts[number]) if said is None else scripts[number].send(said)
+            except StopIteration as end:
+                texts[number] = end.value
+                return
+            key = NoiseKey(keys[number].seed, keys[number].question_id, turn)
+            queues[asking if request.asks else answering].append(
+                Job(Prompt(request.ids, key), request.limit, partial(go_on, number, turn + 1)))
 
-    def decode(self, law: Law, prompts: list[Prompt], limit: int) -> list[list[int]]:
-        """What follows each prompt, the end id included."""
-        if law not in self.decoders:
-            self.decoders[law] = Decoder(METHODS["autoregressive"](self.sequences, law), self.sequences)
-        raw = self.decoders[law].decode(prompts, limit, self.target.end_ids)
-        return [clip(tokens, [], limit, self.target.end_ids).tokens for tokens in raw.tokens]
+        for number in range(len(scripts)):
+            go_on(number, 0, None)
+        while waiting := [law for law, queue in queues.items() if queue]:
+            self.conveyor(waiting[0]).drain(queues[waiting[0]])
+        return [texts[number] for number in range(len(scripts))]
+
+    def conveyor(self, law: Law) -> Conveyor:
+        """Made, and on a GPU captured, once."""
+        if law not in self.conveyors:
+            decoder = Decoder(METHODS["autoregressive"](self.sequences, law), self.sequences)
+            self.conveyors[law] = Conveyor(decoder, self.target.end_ids)
+        return self.conveyors[law]

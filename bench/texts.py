@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,28 @@ from bench.sampling import Law
 HELD_OUT = 32  # one text of so many is never trained on
 
 
+Span = tuple[int, int]  # from which id up to which
+
+
 @dataclass(frozen=True)
 class Text:
-    """One conversation."""
+    """One conversation; its last turn is a question and an answer to it."""
 
     ids: np.ndarray  # int32
-    question: tuple[int, int]  # from which id up to which the target asks; equal where it does not
-    answer: int  # where the answer begins; it alone follows the shard's law for certain
+    question: Span  # what is asked, by the target or by a prompt of ours; empty where nobody asks
+    answer: int  # where the answer begins
+    earlier: tuple[Span, ...] = ()  # question, answer, question, ... of the turns before
+    greedy: bool = False  # answered at temperature 0
+
+    @property
+    def answers(self) -> list[Span]:
+        """All that the target says in the shard's law for certain."""
+        return [*self.earlier[1::2], (self.answer, len(self.ids))]
+
+    @property
+    def questions(self) -> list[Span]:
+        """All that is asked; one for each answer."""
+        return [*self.earlier[::2], self.question]
 
     def digest(self) -> bytes:
         """Equal for equal ids."""
@@ -37,7 +53,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Origin:
-    """What wrote a shard. Shards of one directory share all but the law's greedy variant."""
+    """What wrote a shard. Shards of one directory share all but the kind of text and the greedy variant of the law."""
 
     target: str  # name
     checksum: str  # of the target's weights; its name if they are random
@@ -54,11 +70,14 @@ class Shard:
     dropped: dict[str, int] = field(default_factory=dict)  # reason -> texts
 
     def save(self, path: Path) -> None:
-        """Write the file in one go. `ids` int32 [all tokens]; `places` int32 [texts, 4]: length, question, answer."""
+        """Write the file in one go. `ids` int32 [all tokens]; `places` int32 [texts, 4 + 4 turns]: length,
+        question, answer, then question and answer of each turn before the last, 0 where there is none.
+        """
         empty = np.zeros(0, np.int32)
+        places = [(len(t.ids), *t.question, t.answer, *chain(*t.earlier)) for t in self.texts]
+        width = max(map(len, places), default=4)
         tensors = {"ids": np.concatenate([t.ids for t in self.texts] or [empty]).astype(np.int32),
-                   "places": np.array([(len(t.ids), *t.question, t.answer) for t in self.texts],
-                                      np.int32).reshape(-1, 4)}
+                   "places": np.array([p + (0,) * (width - len(p)) for p in places], np.int32).reshape(-1, width)}
         about = {"origin": asdict(self.origin), "dropped": self.dropped}
         fresh = path.with_name(f".{path.name}")
         try:
@@ -79,9 +98,15 @@ class Shard:
             raise BenchError(f"{path} is no shard of teacher text ({error}): delete it and write it again") from error
         origin = Origin(**{**about["origin"], "law": Law(**about["origin"]["law"])})
         parts = np.split(ids, np.cumsum(places[:, 0]))[:-1]
-        texts = [Text(part, (begin, end), answer)
-                 for part, (_, begin, end, answer) in zip(parts, places.tolist(), strict=True)]
+        texts = [Text(part, (begin, end), answer, tuple(span for span in spans(earlier) if any(span)),
+                      origin.law == Law())
+                 for part, (_, begin, end, answer, *earlier) in zip(parts, places.tolist(), strict=True)]
         return Shard(texts, origin, about["dropped"])
+
+
+def spans(places: list[int]) -> Iterator[Span]:
+    """[0, 3, 5, 9] -> (0, 3), (5, 9)."""
+    return zip(places[::2], places[1::2], strict=True)
 
 
 def shard_path(directory: Path, number: int) -> Path:
@@ -106,6 +131,11 @@ class Corpus:
     law: Law
     digest: str  # of all its texts
 
+    @property
+    def greedy(self) -> float:
+        """Share of the texts that were answered greedily."""
+        return sum(text.greedy for text in self.seen) / len(self.seen)
+
     @staticmethod
     def read(directory: Path, checksum: str, greedy: bool) -> "Corpus":
         """Sampled and greedy answers, or the greedy ones alone, which are for another law.
@@ -125,7 +155,7 @@ class Corpus:
             raise BenchError(f"{directory} holds texts of {len(sampled)} laws: give each law a directory of its own")
         for text in texts:
             whole.update(text.digest())
-        held_out = [text for text in texts if text.is_held_out]
+        held_out = sorted((text for text in texts if text.is_held_out), key=Text.digest)  # all kinds from the first on
         if not held_out or len(held_out) == len(texts):
             raise BenchError(f"{directory} holds {len(texts)} texts of the wanted law, too few to hold any out: write "
                              "more with  python -m bench data")

@@ -1,6 +1,7 @@
 """Teacher text: what the target writes, what is dropped, and what a second call leaves alone."""
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -9,14 +10,16 @@ import torch
 from bench import prompts, zoo
 from bench.__main__ import main
 from bench.errors import BenchError
-from bench.filters import Sieve, is_loop, spoken
+from bench.filters import Sieve, is_loop, objections, spoken
 from bench.noise import NoiseKey
 from bench.prompts import shared_ngrams
 from bench.sampling import Law, pick
-from bench.teacher import Stage, Teacher
+from bench.shifts import Shifts, due
+from bench.teacher import Stage
 from bench.texts import Origin, Shard, Text, shard_path, shards
 
-FLAGS = ("--target", "tiny", "--batch", "4", "--length", "64", "--question", "12", "--device", "cpu", "--dtype", "fp32")
+FLAGS = ("--target", "tiny", "--batch", "2", "--shard", "4", "--length", "64",
+         "--question", "12", "--device", "cpu", "--dtype", "fp32")
 LAW = Law(0.7, top_k=50)
 
 
@@ -33,14 +36,33 @@ def written(tmp_path_factory):
     return folder
 
 
-def text(*ids, begin=0, end=0, answer=0):
-    return Text(np.array(ids, np.int32), (begin, end), answer)
+@pytest.fixture(scope="module")
+def passages(tmp_path_factory):
+    """A file as `passages` writes it."""
+    file = tmp_path_factory.mktemp("passages") / "passages.jsonl"
+    said = [" ".join(f"House {i} of street {s} has {i + s} rooms." for i in range(30)) for s in range(4)]
+    file.write_text("".join(json.dumps({"kind": "passage", "text": words}) + "\n" for words in said)
+                    + json.dumps({"kind": "sentence", "language": "Spanish", "text": "Llueve en la ciudad."}))
+    return file
+
+
+def text(*ids, begin=0, end=0, answer=0, earlier=()):
+    return Text(np.array(ids, np.int32), (begin, end), answer, earlier)
+
+
+def sift(target, texts, questions=()):
+    sieve = Sieve(target.tokenizer, questions)
+    return sieve.sift(texts, objections(texts, target.tokenizer, sieve.asked))
 
 
 def test_the_stage_is_what_conversations_share(target):
-    stage, chat = Stage.of(target.tokenizer, raw=False), target.tokenizer.chat([{"role": "user", "content": "Why?"}])
-    assert stage.opening + list(b"Why?") + stage.closing == chat
-    assert Stage.of(target.tokenizer, raw=True) == Stage([target.tokenizer.BEGIN], [])
+    stage = Stage.of(target, raw=False)
+    turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."},
+             {"role": "user", "content": "How?"}]
+    asked = stage.opening + list(b"Why?") + stage.closing
+    assert asked == target.tokenizer.chat(turns[:1])
+    assert asked + list(b"So.") + stage.between + list(b"How?") + stage.closing == target.tokenizer.chat(turns)
+    assert Stage.of(target, raw=True) == Stage([target.tokenizer.BEGIN], [], [], target.end_ids)
 
 
 def test_every_answer_is_the_targets_own(written, target):
@@ -65,7 +87,7 @@ def explained(ids, places, logits, law, streams):
 
 
 def test_end_ids_appear_only_where_turns_end(written, target):
-    stage = Stage.of(target.tokenizer, raw=False)
+    stage = Stage.of(target, raw=False)
     ended = 0
     for shard in shards(written):
         for one in shard.texts:
@@ -100,6 +122,12 @@ def test_a_second_call_writes_only_what_is_missing(written, tmp_path):
     (["--length", "17"], "no room for an answer"),
     (["--length", "5000"], "exceeds the context"),
     (["--greedy", "2"], "between 0 and 1"),
+    (["--long", "-1"], "between 0 and 1"),
+    (["--long", "1", "--raw"], "need a chat template"),
+    (["--long", "1", "--passages", "nowhere"], "holds no passages"),
+    (["--shard", "-3"], "at least 1"),
+    (["--seed", "-3"], "at least 0"),
+    (["--second", "0.5"], "other settings"),
     (["--batch", "0"], "at least 1"),
     (["--dtype", "int4"], "unknown dtype"),
     (["--check", "nowhere"], "nowhere"),
@@ -122,21 +150,28 @@ def test_a_file_that_is_no_shard(tmp_path):
 def test_a_shard_survives_the_disk(tmp_path):
     origin = Origin("tiny", "tiny", LAW, {"seed": 1})
     path = shard_path(tmp_path, 7)
-    for texts in ([], [text(1, 2, 3, begin=1, end=2, answer=2), text(5)]):
+    long = text(*range(9), begin=6, end=7, answer=8, earlier=((0, 2), (3, 5)))
+    for texts in ([], [text(1, 2, 3, begin=1, end=2, answer=2), text(5)], [text(5), long, text(6)]):
         Shard(texts, origin, {"loop": 2}).save(path)
         again = Shard.load(path)
         assert (again.origin, again.dropped) == (origin, {"loop": 2})
-        assert [(t.ids.tolist(), t.question, t.answer) for t in again.texts] == [
-            (t.ids.tolist(), t.question, t.answer) for t in texts]
+        assert [(t.ids.tolist(), t.question, t.answer, t.earlier) for t in again.texts] == [
+            (t.ids.tolist(), t.question, t.answer, t.earlier) for t in texts]
+    assert long.questions == [(0, 2), (6, 7)]
+    assert long.answers == [(3, 5), (8, 9)]
 
 
 def test_loops_duplicates_and_short_answers_are_counted(target):
     random = np.random.default_rng(0)
     good = text(*random.integers(200, size=40))
     looping, short = text(*[7, 8, 9] * 20), text(*range(20), answer=15)
-    kept, dropped = Sieve(target.tokenizer, []).sift([good, looping, short, good])
+    before = text(*looping.ids, *good.ids, answer=len(looping.ids), earlier=((0, 0), (0, len(looping.ids))))
+    kept, dropped = sift(target, [good, looping, short, good, before])
     assert kept == [good]
-    assert dropped == {"short": 1, "loop": 1, "duplicate": 1, "benchmark": 0}
+    assert dropped == {"short": 1, "loop": 2, "duplicate": 1, "benchmark": 0}
+    sieve = Sieve(target.tokenizer, [])
+    sieve.remember([good])
+    assert sieve.sift([good], [None])[1]["duplicate"] == 1
 
 
 def test_half_a_loop_is_none():
@@ -150,14 +185,21 @@ def test_benchmark_questions_are_dropped(target):
     """Long ones by a 13-gram inside a longer text, short ones when they are equal as a whole."""
     questions = prompts.load()
     longest = max((turn for q in questions for turn in q.turns), key=len)
-    said = text(*target.tokenizer.encode("And so: " + longest)[1:])
-    kept, dropped = Sieve(target.tokenizer, questions).sift([said])
-    assert (kept, dropped["benchmark"]) == ([], 1)
-    assert Sieve(target.tokenizer, []).sift([said])[0] == [said]
+    shortest = min((turn for q in questions for turn in q.turns), key=len)
+    words = [target.tokenizer.encode(turn)[1:] for turn in ("And so: " + longest, shortest, "And so it ends.")]
+    ids = [i for part in words for i in part]
+    a, b, c = np.cumsum([len(part) for part in words]).tolist()
+    answered = text(*words[0])
+    asked = text(*ids[a:], begin=0, end=b - a, answer=b - a)
+    once = text(*ids[a:], *ids[b:], begin=c - a, end=c - a, answer=c - a, earlier=((0, b - a), (b - a, c - a)))
+    for said in (answered, asked, once):
+        kept, dropped = sift(target, [said], questions)
+        assert (kept, dropped["benchmark"]) == ([], 1)
+        assert sift(target, [said])[0] == [said]
 
 
 def test_no_text_shares_a_13_gram_with_the_bundled_questions(written, target):
-    said = [words for shard in shards(written) for words in spoken(shard.texts, target.tokenizer)]
+    said = [words for shard in shards(written) for text in shard.texts for words in spoken(text, target.tokenizer)]
     assert len(said) >= 20
     assert not shared_ngrams(said, [turn for question in prompts.load() for turn in question.turns])
 
@@ -178,9 +220,70 @@ def test_held_out_texts_are_few_and_fixed():
     assert 30 <= sum(t.is_held_out for t in texts) <= 100
 
 
-def test_the_teacher_alone(target):
-    teacher = Teacher(target, Stage.of(target.tokenizer, raw=True), 2, 40, 1)
-    first, second = teacher.write(LAW, Law(1.0), [NoiseKey(0, 1), NoiseKey(0, 2)])
-    assert first.question == (1, 1)
-    assert first.answer == 1
-    assert first.ids.tolist() != second.ids.tolist()
+def test_raw_texts_have_no_question(tmp_path):
+    assert main(["data", "--out", str(tmp_path), "--sequences", "4", "--raw", "--greedy", "0", *FLAGS]) == 0
+    texts = next(shards(tmp_path)).texts
+    assert {(one.question, one.answer) for one in texts} == {((1, 1), 1)}
+    assert len({one.digest() for one in texts}) == len(texts) > 1
+
+
+LONG = ("--long", "0.5", "--long-length", "700", "--greedy", "0.5", "--second", "0.5", "--sequences", "16")
+
+
+def test_shards_about_passages(passages, target, tmp_path, capsys):
+    """Greedy ones among them, some texts of two turns; a second call finds nothing to do."""
+    call = ["data", "--out", str(tmp_path), "--passages", str(passages), *FLAGS, *LONG, "--length", "160"]
+    assert main(call) == 0
+    first = capsys.readouterr().out.splitlines()[-1]
+    found = list(shards(tmp_path))
+    assert [(s.origin.settings["kind"], s.origin.law) for s in found] == [
+        ("chat", LAW), ("long", LAW), ("chat", Law()), ("long", Law())]
+    about = [target.tokenizer.decode(one.ids[: one.answer].tolist()) for s in found[1::2] for one in s.texts]
+    assert len(about) >= 6
+    assert all("House" in words or "Llueve" in words for words in about)
+    assert any(one.earlier for s in found for one in s.texts)
+    for shard in found:
+        for one in shard.texts:
+            assert len(one.ids) <= (700 if shard.origin.settings["kind"] == "long" else 160)
+            law, logits = shard.origin.law, target.model.logits(torch.tensor(one.ids.tolist())[None])[0]
+            if law == Law():
+                assert all(int(logits[i - 1].argmax()) == one.ids[i] for span in one.answers for i in range(*span))
+    stamps = [path.stat().st_mtime_ns for path in sorted(tmp_path.iterdir())]
+    assert main(call) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == first
+    assert [path.stat().st_mtime_ns for path in sorted(tmp_path.iterdir())] == stamps
+    passages.write_text(passages.read_text().replace("rooms", "doors"))
+    assert main(call) == 2
+    assert "other settings" in capsys.readouterr().err
+
+
+def shifts(target, **changes):
+    settings = {"batch": 3, "shard": 5, "length": 100, "question": 12, "greedy": 0.2, "seed": 0, "raw": False,
+                "second": 0.5, "long": 0.3, "long_length": 700} | changes
+    return Shifts(target, Origin("tiny", "tiny", LAW, settings), None)
+
+
+def test_a_shard_is_a_function_of_its_number(target):
+    one, other = shifts(target), shifts(target)
+    other.write(1)
+    first, again = one.write(0), other.write(0)
+    assert [t.ids.tolist() for t in first] == [t.ids.tolist() for t in again]
+    assert len({t.digest() for t in [*first, *one.write(1)]}) == 10
+
+
+def test_kinds_and_laws_are_shared_out_evenly(target):
+    origins = [shifts(target, long=0.25, greedy=0.25).origin(number) for number in range(64)]
+    long = [origin.settings["kind"] == "long" for origin in origins]
+    greedy = [origin.law == Law() for origin in origins]
+    assert (sum(long), sum(greedy)) == (16, 16)
+    assert sum(a and b for a, b in zip(long, greedy, strict=True)) == 4
+    places = [number for number in range(90) if due(number, 0.3)]
+    assert len(places) == 27
+    assert {b - a for a, b in pairwise(places)} == {3, 4}
+    assert not any(due(number, 0) for number in range(9))
+    assert all(due(number, 1) for number in range(9))
+
+
+def test_long_texts_get_the_same_memory(target):
+    ours = shifts(target, batch=21)
+    assert [ours.teacher(kind).sequences.batch for kind in ("chat", "long")] == [21, 3]

