@@ -1,45 +1,29 @@
-"""Training: the trainer, what is measured on held-out text, and drafters that decode after it."""
+"""Training: the trainer, what drafters learn, and what is measured on held-out text."""
 
 import math
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from rich.console import Console
 from test_packing import texts
 
-from baselines.draft_model import DraftModel
-from baselines.draft_model import Settings as DraftSettings
-from baselines.medusa import Medusa
-from baselines.medusa import Settings as MedusaSettings
 from bench import zoo
-from bench.__main__ import main
-from bench.drafters import Card, load, round_trip, save
+from bench.drafters import Card, round_trip, save
 from bench.errors import BenchError
 from bench.methods import lesson
 from bench.packing import Reader, packed
 from bench.reading import read
 from bench.sampling import NOISE_BITS, Law, pick
-from bench.texts import Origin, Shard, Text, shard_path
+from bench.texts import Text
 from bench.trainer import GREEDY, SAMPLED, WARM_UP, Plan, Trainer, pace, tally
 from ptp.lesson import trained
 
 LAW = Law(0.7, top_k=50)
 TINY = zoo.load("tiny")
 PTP = "ptp:slots=4:rank=8:groups=8"
-FLAGS = ("--target", "tiny", "--rows", "2", "--length", "64", "--device", "cpu")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    for number, law in enumerate((LAW, LAW, Law())):
-        Shard(texts(80, number), Origin("tiny", "tiny", law, {})).save(shard_path(folder, number))
-    return folder
 
 
 def trainer(text="medusa:heads=2", steps=6, seed=0):
@@ -47,8 +31,6 @@ def trainer(text="medusa:heads=2", steps=6, seed=0):
     reader = Reader(texts(60), 2, 64, seed)
     return Trainer(lesson(text, TINY, LAW), reader, Reader(texts(6, 9), 2, 64, 0), Plan(60, steps, seed=seed))
 
-
-# The trainer
 
 def test_the_rate_rises_and_falls():
     rates = [pace(share) for share in np.linspace(0, 1, 200)]
@@ -238,57 +220,3 @@ def test_without_a_teacher_the_data_are_learned():
         seen[-1].backward()
         optimizer.step()
     assert seen[-1] < 0.75 * seen[0]
-
-
-# The command
-
-@pytest.mark.parametrize(("text", "method"), [
-    ("medusa:heads=2", lambda file: partial(Medusa, settings=MedusaSettings(rows=8, weights=file))),
-    ("draft_model:layers=1", lambda file: partial(DraftModel, settings=DraftSettings(draft=file, k=2))),
-])
-def test_the_command_trains_stores_and_what_it_stored_decodes(data, tmp_path, capsys, text, method):
-    flags = ["train", text, "--data", str(data), *FLAGS, "--steps", "12"]
-    assert main([*flags, "--out", str(tmp_path / "a")]) == 0
-    assert "tokens per step on held-out text" in capsys.readouterr().out
-    file = tmp_path / "a" / "drafter.safetensors"
-    card = load(file, text.partition(":")[0], TINY).card
-    assert (card.steps, card.law, card.checksum) == (12, LAW, "tiny")
-    assert abs(card.stored - card.acceptance) < 0.1
-    make = method(str(file))
-    drafter = make.func.load(make.keywords["settings"], TINY)
-    work = tiny.groups(1, 2, 2)
-    plain = tiny.decode(tiny.registered("autoregressive", TINY.model), TINY.model, LAW, work)
-    drafted = tiny.decode(partial(make, drafter=drafter), TINY.model, LAW, work)
-    assert [t.tokens for t in drafted] == [t.tokens for t in plain]
-    assert main([*flags, "--out", str(tmp_path / "a")]) == 2
-    assert "holds a trained drafter" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("flags, message", [
-    (["autoregressive"], "nothing to train for 'autoregressive'; there is for draft_model, medusa, ptp"),
-    (["medusa:arms=2"], "no option 'arms'; its options are heads=4"),
-    (["medusa:heads=0"], "heads >= 1"),
-    (["draft_model:layers=9"], "more than the 2 of tiny"),
-    (["medusa", "--target", "tiny:seed=1"], "another target"),
-    (["medusa", "--data", "nowhere"], "holds no teacher text"),
-    (["medusa", "--minutes", "0"], "must be positive"),
-    (["medusa", "--resume", "nowhere"], "either a new directory"),
-])
-def test_bad_input(data, tmp_path, capsys, flags, message):
-    assert main(["train", "--data", str(data), *FLAGS, "--out", str(tmp_path / "x"), "--steps", "1", *flags]) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1
-
-
-def test_texts_of_two_laws_are_refused(tmp_path, capsys):
-    for number, law in enumerate((LAW, Law(1.0))):
-        Shard(texts(80, number), Origin("tiny", "tiny", law, {})).save(shard_path(tmp_path, number))
-    assert main(["train", "medusa", "--data", str(tmp_path), *FLAGS, "--out", str(tmp_path / "x")]) == 2
-    assert "texts of 2 laws" in capsys.readouterr().err
-
-
-def test_greedy_training_takes_greedy_answers_alone(data, tmp_path):
-    flags = ["train", "medusa:heads=1", "--data", str(data), *FLAGS, "--steps", "2", "--greedy"]
-    assert main([*flags, "--out", str(tmp_path)]) == 0
-    assert load(tmp_path / "drafter.safetensors", "medusa", TINY).card.law == Law()
