@@ -14,7 +14,7 @@ from bench.zoo.checkpoint import Tokenizer
 
 ANSWER = 512  # tokens of the longest answer, where turns are taken
 ROOM = 256  # tokens that a long prompt leaves for its answer
-QUERY = 64  # tokens of the longest question about a passage
+QUERY = 64  # tokens that the target may add to a question about passages
 KEPT, CUTS = 0.8, 20  # share of a prompt that a cut leaves; most cuts
 LEAST = 64  # tokens that must be left for a further turn's answer
 
@@ -29,20 +29,16 @@ SUMMARISE = (
     "Condense this into one paragraph that a busy reader can understand.\n\nText: {passage}",
     "Write three key sentences that sum up the passage.\n\nPassage: {passage}",
 )
-INQUIRE = (
-    "{passage}\n\nWrite one question that this text answers. Write only the question.",
-    "Here is a passage.\n\n{passage}\n\nAsk one short question about it. Do not answer it.",
-    "What would a teacher ask about the following text? Give one question only.\n\n{passage}",
-    "Passage: {passage}\n\nMake up a quiz question whose answer can be found in the passage. Reply with the question.",
-)
+# The target ends these turns itself: asked for a question about a passage it answers, apologises or writes a quiz.
 CONSULT = (
-    "Answer the question with the help of these passages.\n\n{passages}\n\nQuestion: {question}",
-    "{passages}\n\nUsing the texts above, answer this question: {question}",
-    "{passages}\n{question}",
-    "I found these paragraphs:\n\n{passages}\n\nWhat do they say about this: {question}",
-    "Question: {question}\n\nSources:\n{passages}\n\nGive a short answer based on the sources.",
-    "Read the context and reply.\n\nContext: {passages}\n\n{question}",
+    "{passages}\n\nQuestion: {word}",
+    "Answer my question from these passages.\n\n{passages}\n\nMy question: {word}",
+    "I found these paragraphs:\n\n{passages}\n\n{word}",
+    "Read the context, then reply in one or two sentences.\n\nContext: {passages}\n\n{word}",
+    "{passages}\n\nWith the help of the texts above, tell me this. {word}",
+    "Sources:\n{passages}\n\nGive a short answer that rests on the sources. {word}",
 )
+WORDS = ("What", "What is", "What did", "Who", "When", "Where", "Why", "How", "How many", "Which", "In which year")
 INTO_ENGLISH = (
     "Translate this {language} sentence to English: {sentence}",
     "Here is some {language}. Write it in English.\n\n{sentence}",
@@ -106,7 +102,7 @@ class Desk:
     def script(self, turns: int, random: np.random.Generator) -> Script:
         """Two in five are summaries, two answers from passages, one a translation."""
         make = (self.summary, self.summary, self.consultation, self.consultation, self.translation)
-        return make[random.integers(len(make))](turns, random)
+        return make[int(random.integers(len(make)))](turns, random)
 
     def summary(self, turns: int, random: np.random.Generator) -> Script:
         """Of one passage."""
@@ -114,22 +110,24 @@ class Desk:
         return self.about(turns, lambda share: wording.format(passage=cut(passage, share)))
 
     def consultation(self, turns: int, random: np.random.Generator) -> Script:
-        """The target asks about one of several passages, and answers from all of them."""
+        """The target completes a question about passages, up to its mark, and answers it."""
         passages = [self.library.passage(random, 60, 130) for _ in range(random.integers(1, 6))]
-        asking, consulting, about = choice(INQUIRE, random), choice(CONSULT, random), choice(passages, random)
-        inquiry = self.fitted(lambda share: asking.format(passage=cut(about, share)))
-        said = yield Request(inquiry, QUERY, asks=True)
-        question = self.tokenizer.decode(self.stage.without_end(said)).strip()
-        return (yield from self.about(turns, lambda share: consulting.format(
-            passages="\n\n".join(cut(passage, share) for passage in passages), question=question)))
+        wording, word = choice(CONSULT, random), choice(WORDS, random)
+        asked = self.fitted(lambda share: wording.format(
+            passages="\n\n".join(cut(passage, share) for passage in passages), word=word))
+        begun = asked[: len(asked) - len(self.stage.closing)]
+        said = self.stage.without_end((yield Request(begun, QUERY, asks=True)))
+        ends = [i + 1 for i, token in enumerate(said) if "?" in self.tokenizer.decode([token])]
+        question = begun + said[: ends[0] if ends else None]
+        return (yield from conversation(self.stage, self.room, turns, question + self.stage.closing))
 
     def translation(self, turns: int, random: np.random.Generator) -> Script:
-        """Of a sentence, into English or out of it."""
+        """Of a sentence, into English or out of it. One turn: what the target asks next is about nothing."""
         language = choice([*self.library.sentences], random)
         sentence = choice(self.library.sentences[language], random)
         wording = choice(FROM_ENGLISH if language == "English" else INTO_ENGLISH, random)
         named = choice(LANGUAGES, random) if language == "English" else language
-        return self.about(turns, lambda share: wording.format(language=named, sentence=cut(sentence, share)))
+        return self.about(1, lambda share: wording.format(language=named, sentence=cut(sentence, share)))
 
     def about(self, turns: int, prompt: Callable[[float], str]) -> Script:
         """A conversation that a prompt of ours begins."""

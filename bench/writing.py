@@ -1,13 +1,14 @@
-"""Shards of teacher text, one after another: decoded here, sifted in another process meanwhile."""
+"""Shards of teacher text, one after another: while one is decoded, the one before is sifted."""
 
 import argparse
 import signal
 import time
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from bench import prompts, zoo
@@ -63,9 +64,7 @@ class Draft:
 
 def write(job: Job, out: Console) -> None:
     """Write the shards that are not there yet. While one is decoded, the one before is sifted."""
-    # Not a thread: it would keep the interpreter's lock, and the device would wait for its next step.
-    quiet = (signal.SIGINT, signal.SIG_IGN)
-    with Meter(out) as meter, ProcessPoolExecutor(1, get_context("spawn"), signal.signal, quiet) as others:
+    with Meter(out) as meter, other_worker(job.shifts.target.model.norm.device) as other:
         last: Draft | None = None
         for number in range(job.count):
             path, origin = shard_path(job.directory, number), job.shifts.origin(number)
@@ -75,13 +74,20 @@ def write(job: Job, out: Console) -> None:
             begin, said = time.perf_counter(), job.shifts.said
             texts = job.shifts.write(number)
             speed = (job.shifts.said - said) / (time.perf_counter() - begin)
-            found = others.submit(objections, texts, job.sieve.tokenizer, job.sieve.asked)
+            found = other.submit(objections, texts, job.sieve.tokenizer, job.sieve.asked)
             if last:
                 last.save(job.sieve)
             last = Draft(texts, found, origin, path)
             meter.show((number + 1) / job.count, f"{len(texts)} {origin.settings['kind']} texts, {speed:,.0f} tokens/s")
         if last:
             last.save(job.sieve)
+
+
+def other_worker(device: torch.device) -> Executor:
+    """Where shards are sifted. A thread would hold the interpreter's lock, and a GPU wait for its next step."""
+    if device.type == "cpu":
+        return ThreadPoolExecutor(1)
+    return ProcessPoolExecutor(1, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN))
 
 
 def continued(path: Path, origin: Origin) -> Shard:

@@ -17,6 +17,7 @@ from bench.sampling import Law, pick
 from bench.shifts import Shifts, due
 from bench.teacher import Stage
 from bench.texts import Origin, Shard, Text, shard_path, shards
+from bench.writing import other_worker
 
 FLAGS = ("--target", "tiny", "--batch", "2", "--shard", "4", "--length", "64",
          "--question", "12", "--device", "cpu", "--dtype", "fp32")
@@ -172,6 +173,13 @@ def test_loops_duplicates_and_short_answers_are_counted(target):
     sieve = Sieve(target.tokenizer, [])
     sieve.remember([good])
     assert sieve.sift([good], [None])[1]["duplicate"] == 1
+
+
+def test_another_process_sifts_as_well(target):
+    """What it is sent and sends back survives the way; it is how shards are sifted beside a GPU."""
+    texts, asked = [text(*range(50)), text(7, answer=0)], Sieve(target.tokenizer, prompts.load()).asked
+    with other_worker(torch.device("cuda")) as other:
+        assert other.submit(objections, texts, target.tokenizer, asked).result() == [None, "short"]
 
 
 def test_half_a_loop_is_none():
