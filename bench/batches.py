@@ -86,10 +86,17 @@ def compose(runs: Sequence[Run]) -> Report:
     ordered = by_batch(runs)
     found, smallest = study(ordered), next(iter(ordered.values()))
     drawn = [replace(picture, mark=smallest.mark) for picture in (speedups(found), throughput(found))]
-    section = Section(NAME, "By batch", [], [speedup_table(found), throughput_table(found)], drawn)
+    section = Section(NAME, "By batch", filled(ordered), [speedup_table(found), throughput_table(found)], drawn)
     sizes = f"batches of {', '.join(map(str, ordered))}"
     about = facts(smallest).replace(f"batch {min(ordered)}", sizes)
     return Report(f"PTP-Bench in {sizes}: {smallest.settings['target']}", smallest.mark, about, [section])
+
+
+def filled(runs: Mapping[int, Run]) -> list[str]:
+    """What to say where questions did not fill their batches."""
+    shares = {size: (run.records.batch == size).mean() for size, run in runs.items()}
+    partly = [f"{share:.0%} in batches of {size}" for size, share in shares.items() if share < 1]
+    return [f"Of the sequences, {', '.join(partly)}; the others of that run in smaller ones."] if partly else []
 
 
 def speedup_table(found: pd.DataFrame) -> Table:

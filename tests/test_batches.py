@@ -66,6 +66,13 @@ def test_a_method_that_was_not_measured_everywhere_has_a_dash(runs, tmp_path):
     assert cells["wide"][0] == "–" and cells["wide"][1] != "–" and cells["quick"][0] != "–"
 
 
+def test_batches_that_are_not_full_are_told(runs, tmp_path):
+    assert batches.filled({4: load(runs[4]), 16: load(runs[16])}) == []
+    synthetic.write_run(tmp_path, LINES[:3], Shape(questions=20, repeats=1, batch=16))
+    [said] = batches.filled({4: load(runs[4]), 16: load(tmp_path)})
+    assert said.startswith("Of the sequences, 80% in batches of 16;")
+
+
 def test_a_broken_text_is_told(runs, tmp_path):
     run = synthetic.write_run(tmp_path, LINES, Shape(questions=32, repeats=1, batch=1))
     (tmp_path / "verdicts.json").write_text(json.dumps({run[0].method: {}, "quick": {"verdict": "BROKEN"}}))
