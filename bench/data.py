@@ -23,23 +23,27 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", default="smollm2-135m", metavar="T", help="model by name or path")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="shards go here; those there are kept")
     parser.add_argument("--sequences", type=int, default=20480, metavar="N", help="texts to write, before filtering; "
-                        "rounded up to whole shards")
+                        "rounded up to whole shards (%(default)s)")
     parser.add_argument("--batch", type=int, default=512, metavar="B", help="texts at a time (of --long texts: as many "
-                        "as take the same memory)")
+                        "as take the same memory; %(default)s)")
     parser.add_argument("--shard", type=int, metavar="N", help="texts of a shard; default: eight batches")
-    parser.add_argument("--length", type=int, default=640, metavar="L", help="tokens of a whole text")
-    parser.add_argument("--question", type=int, default=128, metavar="Q", help="tokens of the longest question")
+    parser.add_argument("--length", type=int, default=640, metavar="L", help="tokens of a whole text (%(default)s)")
+    parser.add_argument("--question", type=int, default=128, metavar="Q",
+                        help="tokens of the longest question (%(default)s)")
     parser.add_argument("--second", type=float, default=0.25, metavar="S", help="share of texts with a second turn, "
-                        "where it fits")
-    parser.add_argument("--greedy", type=float, default=0.2, metavar="S", help="share of shards answered greedily")
+                        "where it fits (%(default)s)")
+    parser.add_argument("--greedy", type=float, default=0.2, metavar="S",
+                        help="share of shards answered greedily (%(default)s)")
     parser.add_argument("--long", type=float, default=0.0, metavar="S", help="share of shards about free text: "
-                        "summaries, answers from passages, translations")
-    parser.add_argument("--long-length", type=int, default=1536, metavar="L", help="tokens of a whole text there")
+                        "summaries, answers from passages, translations (%(default)s)")
+    parser.add_argument("--long-length", type=int, default=1536, metavar="L",
+                        help="tokens of a whole text there (%(default)s)")
     parser.add_argument("--passages", type=Path, metavar="FILE", help="that free text, as  python -m bench passages  "
                         "writes it; default: fetched and cached")
-    parser.add_argument("--temperature", type=float, default=0.7, metavar="T", help="of all that is not greedy")
-    parser.add_argument("--top-k", type=int, default=50, metavar="K", help="0 is off")
-    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="1 is off")
+    parser.add_argument("--temperature", type=float, default=0.7, metavar="T",
+                        help="of all that is not greedy (%(default)s)")
+    parser.add_argument("--top-k", type=int, default=50, metavar="K", help="0 is off (%(default)s)")
+    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="1 is off (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the noise")
     parser.add_argument("--raw", action="store_true", help="no chat template: the target just writes")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")

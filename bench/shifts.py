@@ -10,7 +10,7 @@ from bench.noise import NoiseKey
 from bench.passages import Library
 from bench.sampling import Law
 from bench.scripts import Desk, Room, conversation
-from bench.teacher import Script, Stage, Teacher
+from bench.teacher import Script, Stage, Teacher, Tell
 from bench.texts import Origin, Text
 from bench.zoo import Target
 
@@ -53,12 +53,12 @@ class Shifts:
         """Tokens that the target has written so far."""
         return sum(teacher.said for teacher in self.teachers.values())
 
-    def write(self, number: int) -> list[Text]:
+    def write(self, number: int, tell: Tell) -> list[Text]:
         """All texts of a shard, not yet sifted."""
         count, seed, origin = self.settings["shard"], self.settings["seed"], self.origin(number)
         scripts = [self.script(origin.settings["kind"], number, i) for i in range(count)]
         keys = [NoiseKey(seed, f"teacher/{number}/{i}") for i in range(count)]
-        return self.teacher(origin.settings["kind"]).play(scripts, keys, self.base.law, origin.law)
+        return self.teacher(origin.settings["kind"]).play(scripts, keys, (self.base.law, origin.law), tell)
 
     def script(self, kind: str, number: int, i: int) -> Script:
         """What text `i` of a shard is about."""

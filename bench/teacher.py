@@ -1,7 +1,7 @@
 """The target writes its own training text: scripts say what is given and what it has to say itself."""
 
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -27,6 +27,9 @@ class Request:
 
 
 Script = Generator[Request, list[int], Text]  # is sent what the target said, the end id included
+
+
+Tell = Callable[[float], None]  # is told the share of the texts that are written
 
 
 @dataclass(frozen=True)
@@ -88,8 +91,9 @@ class Teacher:
         self.conveyors: dict[Law, Conveyor] = {}
         self.said = 0  # tokens so far
 
-    def play(self, scripts: Sequence[Script], keys: Sequence[NoiseKey], asking: Law, answering: Law) -> list[Text]:
-        """One text per script. Questions are drawn by `asking`: at temperature 0 all would be the same."""
+    def play(self, scripts: list[Script], keys: list[NoiseKey], laws: tuple[Law, Law], tell: Tell) -> list[Text]:
+        """One text per script. `laws`: of questions and of answers; were the first greedy, all would ask the same."""
+        asking, answering = laws
         texts: dict[int, Text] = {}
         queues: dict[Law, deque[Job]] = {asking: deque(), answering: deque()}
 
@@ -99,6 +103,7 @@ class Teacher:
                 request = next(scripts[number]) if said is None else scripts[number].send(said)
             except StopIteration as end:
                 texts[number] = end.value
+                tell(len(texts) / len(scripts))
                 return
             key = NoiseKey(keys[number].seed, keys[number].question_id, turn)
             queues[asking if request.asks else answering].append(

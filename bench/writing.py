@@ -71,16 +71,24 @@ def write(job: Job, out: Console) -> None:
             if path.exists():
                 job.sieve.remember(continued(path, origin).texts)
                 continue
-            begin, said = time.perf_counter(), job.shifts.said
-            texts = job.shifts.write(number)
-            speed = (job.shifts.said - said) / (time.perf_counter() - begin)
+            texts = decode(job, number, meter)
             found = other.submit(objections, texts, job.sieve.tokenizer, job.sieve.asked)
             if last:
                 last.save(job.sieve)
             last = Draft(texts, found, origin, path)
-            meter.show((number + 1) / job.count, f"{len(texts)} {origin.settings['kind']} texts, {speed:,.0f} tokens/s")
         if last:
             last.save(job.sieve)
+
+
+def decode(job: Job, number: int, meter: Meter) -> list[Text]:
+    """The texts of a shard, not yet sifted; the meter shows how far they are."""
+    begin, before, kind = time.perf_counter(), job.shifts.said, job.shifts.kind(number)
+
+    def tell(share: float) -> None:
+        speed = (job.shifts.said - before) / (time.perf_counter() - begin)
+        meter.show((number + share) / job.count, f"shard {number + 1} of {job.count}, {kind}: {speed:,.0f} tokens/s")
+
+    return job.shifts.write(number, tell)
 
 
 def other_worker(device: torch.device) -> Executor:

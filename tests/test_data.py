@@ -273,10 +273,12 @@ def shifts(target, **changes):
 
 def test_a_shard_is_a_function_of_its_number(target):
     one, other = shifts(target), shifts(target)
-    other.write(1)
-    first, again = one.write(0), other.write(0)
+    shares: list[float] = []
+    other.write(1, shares.append)
+    assert shares == [0.2, 0.4, 0.6, 0.8, 1]
+    first, again = (each.write(0, shares.append) for each in (one, other))
     assert [t.ids.tolist() for t in first] == [t.ids.tolist() for t in again]
-    assert len({t.digest() for t in [*first, *one.write(1)]}) == 10
+    assert len({t.digest() for t in [*first, *one.write(1, shares.append)]}) == 10
 
 
 def test_kinds_and_laws_are_shared_out_evenly(target):
