@@ -71,8 +71,10 @@ class DraftModel(Method):
 
     @property
     def extra_bytes(self) -> int:
-        """The draft's weights and its cache."""
-        return self.drafter.weight_bytes + self.cache.bytes
+        """The draft's weights, without those that are the target's own, and its cache."""
+        shared = {weight.data_ptr() for weight in self.sequences.target.parameters()}
+        own = [weight for weight in self.drafter.parameters() if weight.data_ptr() not in shared]
+        return sum(weight.numel() * weight.element_size() for weight in own) + self.cache.bytes
 
     def start(self) -> None:
         """Fill the draft's cache with all of the prompt but its last token."""

@@ -40,8 +40,9 @@ class PlainForward:
             x = torch.cat([x, tree.slots], 1)
         attend = attend_tree(self.cache, root, structure)
         hidden = self.model(x, structure.positions(tree, root), attend, adapter, x.shape[1] - n, taps)
-        slot_logits = None if tree.slots is None else self.model.score(hidden.last[:, n:])
-        return Result(self.model.score(hidden.last[:, :n]), slot_logits, tuple(t[:, :n] for t in hidden.taps))
+        logits = self.model.score(hidden.last)  # of all rows at once: the head is a fifth of what a step reads
+        slot_logits = None if tree.slots is None else logits[:, n:]
+        return Result(logits[:, :n], slot_logits, tuple(t[:, :n] for t in hidden.taps))
 
 
 def forward_for(model: Transformer, cache: Cache) -> Forward:

@@ -25,7 +25,8 @@ def command(args: argparse.Namespace) -> int:
     out.print(table("models (--target)", zoo.names()))
     known = {**METHODS, **REFERENCES}
     out.print(table("methods (--methods a,b:key=value:key=value)", {name: about(name, known[name]) for name in known}))
-    out.print(table("drafters that come with this package", dict(shipped())))
+    if drafted := dict(shipped()):
+        out.print(table("drafters that come with this package", drafted))
     out.print(table("suites (--suite)", ABOUT))
     return 0
 

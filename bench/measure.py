@@ -1,12 +1,12 @@
 """One batch decoded by one method, and the records that it leaves."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bench import provenance
 from bench.clip import clip
 from bench.loop import Decoder, Method, Raw
-from bench.methods import METHODS, REFERENCES, Reference
+from bench.methods import METHODS, REFERENCES, Entry, Reference
 from bench.noise import NoiseKey
 from bench.plan import Group
 from bench.record import Record, digest
@@ -72,8 +72,8 @@ class Rig:
         """Decode the job's prompts; one record each."""
         decoder, end_ids = self.decoders[job.label], self.team.end_ids
         raw = decoder.decode(job.prompts, self.limit, end_ids)
-        facts = self.team.facts | {"clock": decoder.clock.name, "options": self.team.entries[job.label].options,
-                                   "lossless": lossless(decoder)}
+        facts = self.team.facts | {"clock": decoder.clock.name, "lossless": lossless(decoder),
+                                   "options": settled(self.team.entries[job.label], decoder).options}
         return [record(job, raw, row, facts, end_ids) for row in range(len(job.prompts))]
 
 
@@ -82,6 +82,11 @@ def lossless(decoder: Decoder | Reference) -> str:
     if isinstance(decoder, Reference):
         return "reference"
     return decoder.method.verifier if decoder.method.verifier in LOSSLESS else "lossy"
+
+
+def settled(entry: Entry, decoder: Decoder | Reference) -> Entry:
+    """The entry with what its trained part decided in place of options that were left out."""
+    return entry if isinstance(decoder, Reference) else replace(entry, settings=decoder.method.settings)
 
 
 def described(settings: RunSettings) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from bench.zoo import RANDOM
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp64": "float64"}
-FEW = ("prompt_lookup:k=3", "draft_model:k=3", "medusa:rows=4", "ptp:k=3:slots=8", "independent:k=3:slots=8",
+FEW = ("prompt_lookup:k=3", "draft_model:k=3", "medusa:rows=8", "ptp:k=3:slots=8", "independent:k=3:slots=8",
        "hf_eager")  # rows: on a CPU every one costs
 MANY = ("prompt_lookup:k=3", "prompt_lookup", "draft_model", "medusa", "ptp", "independent", "hf_eager", "hf_static")
 CONTROLS = ("ptp:pqd=false", "ptp:shuffled=true")  # what the budget is worth, and what hearing the noise is worth
@@ -69,8 +69,13 @@ class RunSettings:
         return dict.fromkeys((BASELINE, TWIN), parse_one(BASELINE)) | asked
 
     def can_run(self, method: str) -> bool:
-        """Whether a preset's method is of use here: references take one sequence, one of them only on a GPU."""
-        return method not in REFERENCES or (self.batch == 1 and (method != "hf_static" or self.device != "cpu"))
+        """Whether a preset's method is of use here: references take one sequence, one of them only on a GPU.
+
+        At temperature 0 there is no noise to shuffle.
+        """
+        if method in REFERENCES:
+            return self.batch == 1 and (method != "hf_static" or self.device != "cpu")
+        return self.temperature > 0 or "shuffled" not in method
 
     def can_draft(self, method: str) -> bool:
         """Whether a preset's method has what it drafts with: trained for this target, or random as the target is."""

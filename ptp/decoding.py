@@ -84,6 +84,8 @@ class PTP(Method):
     def require_fit(self) -> None:
         """BenchError when the student cannot do what the settings ask for."""
         design, o = self.drafter.design, self.settings
+        if o.shuffled and (self.law.temperature == 0 or not design.informed):
+            raise BenchError(f"{self.name}: shuffled=true changes nothing where no noise is heard; leave it out")
         if o.kind not in ("", design.kind):
             raise BenchError(f"{self.name}: the student is of kind {design.kind}, not {o.kind}; leave kind out")
         if self.longest > design.slots:

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from bench import methods
+from bench import methods, zoo
 from bench.errors import BenchError
 from bench.loop import Method
+from bench.measure import Team, settled
 from bench.methods import Entry, parse
+from bench.suite import RunSettings
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,17 @@ def test_values_take_the_type_of_their_option():
 def test_label_is_the_name_and_what_is_not_default():
     labels = [entry.label for entry in parse("everything:number=3:fast=true:share=0.25, prompt_lookup:ngram=2:k=10")]
     assert labels == ["everything:share=0.25:fast=true", "prompt_lookup:ngram=2"]
+
+
+def test_records_show_what_the_trained_part_decided():
+    target, asked = zoo.load("tiny"), ("ptp:k=2:slots=4", "independent:kind=c:k=2:slots=4", "prompt_lookup:k=2")
+    settings = RunSettings(target="tiny", methods=asked, temperature=1.0, device="cpu", dtype="float32")
+    rig = Team(settings, target, context=64).rig(1)
+    shown = {label: settled(rig.team.entries[label], decoder).options for label, decoder in rig.decoders.items()}
+    own = {"k": 2, "slots": 4, "pqd": True, "shuffled": False, "weights": ""}
+    assert shown["ptp:k=2:slots=4"] == {"kind": "o", **own}
+    assert shown["independent:kind=c:k=2:slots=4"] == {"kind": "c", **own, "draw": "argmax"}
+    assert shown["prompt_lookup:k=2"] == {"k": 2, "ngram": 3}
 
 
 @pytest.mark.parametrize("text, draft", [

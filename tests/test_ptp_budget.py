@@ -41,6 +41,27 @@ def test_hypotheses_are_what_happens():
         assert hypotheses(chance, drafts)[0].tolist() == pytest.approx(expected)
 
 
+def test_every_sequence_of_a_batch_gets_its_own_budget():
+    """Ragged drafts: against one sequence at a time. Budgets are uneven, and many are zero."""
+    random = torch.Generator().manual_seed(0)
+    chance, drafts = torch.rand(40, 4, generator=random), torch.randint(0, 5, (40,), generator=random)
+    gain = torch.tensor(gains([0.0, 0.0, 0.7, 1.2, 1.5, 1.6]))
+    p = hypotheses(chance, drafts)
+    together = allot(p, gain, 9)
+    for b in range(40):
+        assert torch.equal(hypotheses(chance[b : b + 1], drafts[b : b + 1])[0], p[b])
+        assert torch.equal(allot(p[b : b + 1], gain, 9)[0], together[b])
+    assert (together.sum(1) == 9).all()
+    assert {0, 1, 5} <= set(together.flatten().tolist())
+    assert (together == 0).sum() > 40
+
+
+def test_of_equal_slots_the_first_are_chosen():
+    """So that a group's slots are its first ones, whatever a device does with ties."""
+    assert allot(torch.tensor([[0.5, 0.5, 0.0]]), torch.tensor([0.4, 0.4, 0.4]), 4).tolist() == [[3, 1, 0]]
+    assert allot(torch.tensor([[0.0, 1.0, 0.0]]), torch.tensor([0.4, 0.0]), 4).tolist() == [[2, 2, 0]]
+
+
 @pytest.mark.parametrize("seed", range(60))
 def test_the_largest_products_are_optimal_when_runs_are_concave(seed):
     chance, drafts, slots, rates = random_case(seed)

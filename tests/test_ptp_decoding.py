@@ -21,7 +21,7 @@ from ptp.noise_embedding import NONE
 
 TARGET = tiny.transformer(seed=1)
 LIMIT = 24
-WORK = {name: (tiny.groups(seed, 8, 1), tiny.groups(50 + seed, 6, 4)) for seed, name in enumerate(tiny.LAWS)}
+WORK = {name: (tiny.groups(seed, 8, 1), tiny.groups(50 + seed, 13, 4)) for seed, name in enumerate(tiny.LAWS)}
 
 
 class Knowing(PTP):
@@ -84,11 +84,24 @@ CONFIGURATIONS = {
 }
 
 
-@pytest.mark.parametrize("method", [PTP, HalfGood])
 @pytest.mark.parametrize("kind", ["o", "c"])
-def test_text_of_autoregressive_decoding(method, kind, truth):
-    telling = require_exact(maker(method, **CONFIGURATIONS[kind]), truth)
-    assert telling >= (100 if method is HalfGood else 50)
+def test_text_of_autoregressive_decoding(kind, truth):
+    assert require_exact(maker(HalfGood, **CONFIGURATIONS[kind]), truth) >= 200
+
+
+def test_text_of_an_ignorant_categorical_student(truth):
+    """The registry's own tests see a one-hot one."""
+    assert require_exact(maker(PTP, **CONFIGURATIONS["c"]), truth, ["plain", "top-p"]) >= 50
+
+
+def test_budgets_are_uneven_and_some_are_zero():
+    """Drafts of every length follow one another, and sequences of a batch have different ones."""
+    for name, lengths in (("o", {0, 1, 2, 3}), ("c", {0, 1, 2, 3}), ("c, one slot", {0, 1}), ("o, one slot", {0})):
+        texts = tiny.decode(maker(HalfGood, **CONFIGURATIONS[name]), TARGET, Law(1.0), WORK["plain"][1][:4], LIMIT)
+        assert {drafted for text in texts for drafted in text.drafted[1:]} == lengths, name
+        batches = [[text.drafted for text in texts[i : i + 4]] for i in range(0, 16, 4)]
+        ragged = any(len(set(step)) > 1 for batch in batches for step in zip(*batch, strict=False))
+        assert ragged == (len(lengths) > 1), name
 
 
 @pytest.mark.parametrize("name", list(CONFIGURATIONS)[2:])
@@ -170,6 +183,9 @@ def test_misfits_are_refused():
         PTP(sequences, Law(), Settings(k=8), tiny.random_student(TARGET))
     with pytest.raises(BenchError, match="belongs to ptp"):
         Independent(sequences, Law(), IndependentSettings(k=3), tiny.random_student(TARGET))
+    for method, law in ((PTP, Law()), (Independent, Law(1.0))):
+        with pytest.raises(BenchError, match="shuffled=true changes nothing"):
+            maker(method, k=3, shuffled=True)(sequences, law)
     with pytest.raises(BenchError, match="draw must be"):
         IndependentSettings(draw="best")
 
@@ -185,3 +201,32 @@ def test_noise_changes_drafts_but_never_the_text():
         text[shuffled] = (raw.tokens[0][:LIMIT], decoder.method.chance.tolist())
     assert text[False][0] == text[True][0]
     assert text[False][1] != text[True][1]
+
+
+@pytest.mark.parametrize("method", [PTP, Independent])
+def test_what_is_left_out_is_settled_by_the_student(method):
+    sequences = tiny.decoder_of(tiny.registered("autoregressive", TARGET), TARGET, Law(), 1).sequences
+    student = tiny.random_student(TARGET, "c", informed=method is PTP)
+    settings = method(sequences, Law(1.0), method.Settings(k=3), student).settings
+    assert settings == replace(method.Settings(k=3), kind="c", **({} if method is PTP else {"draw": "argmax"}))
+
+
+def test_the_control_draws_as_it_was_measured_to_do_best():
+    sequences = tiny.decoder_of(tiny.registered("autoregressive", TARGET), TARGET, Law(), 1).sequences
+    student = tiny.random_student(TARGET, informed=False)
+    for best, worse in (("pick", "argmax"), ("argmax", "pick")):
+        student.confidence[best].runs[-1], student.confidence[worse].runs[-1] = 2.5, 2.0
+        for asked, way in (("", best), (worse, worse)):
+            made = Independent(sequences, Law(1.0), IndependentSettings(k=3, draw=asked), student)
+            assert (made.way, made.settings.draw) == (way, way)
+            assert made.confidence is student.confidence[way]
+    assert Independent(sequences, Law(), IndependentSettings(k=3), student).confidence is student.confidence["greedy"]
+
+
+def test_greedy_drafts_have_a_confidence_of_their_own():
+    sequences = tiny.decoder_of(tiny.registered("autoregressive", TARGET), TARGET, Law(), 1).sequences
+    for kind, law, way in (("o", Law(), "greedy"), ("c", Law(), "greedy"), ("o", Law(0.7), "argmax"),
+                           ("c", Law(0.7), "pick")):
+        student = tiny.random_student(TARGET, kind)
+        made = PTP(sequences, law, Settings(k=3), student)
+        assert (made.way, made.confidence) == (way, student.confidence[way])

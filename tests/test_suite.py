@@ -76,6 +76,12 @@ def test_a_cpu_gets_few_rows(monkeypatch):
         assert rows[0][name].k == rows[0]["ptp"].k
 
 
+def test_noise_is_shuffled_only_where_there_is_some():
+    paper = ("--suite", "paper", "--target", "tiny", "--device", "cpu")
+    assert "ptp:shuffled=true" in chosen(named(*paper)).methods
+    assert "ptp:shuffled=true" not in chosen(named(*paper, "--temperature", "0")).methods
+
+
 @pytest.mark.parametrize("there", [set(), {"medusa"}, NEED_A_DRAFTER])
 def test_presets_leave_out_what_has_no_drafter(there, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(drafters, "SHIPPED", tmp_path)
