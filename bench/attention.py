@@ -35,5 +35,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
     Flex attention: Dong et al., 2024 (arXiv 2412.05496). It must be called from a compiled program.
     """
     if isinstance(mask, BlockMask):
+        # torch 2.13 was seen to hand what a rotation had made to the kernel in a layout that the kernel did not expect
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         return flex_attention(q, k, v, block_mask=mask, enable_gqa=True)  # type: ignore[return-value]
     return F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=True)

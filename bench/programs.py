@@ -1,6 +1,7 @@
 """Functions of tensors that are one program each on CUDA, compiled when they are first called, and plain on a CPU."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, wraps
 from typing import Any, TypeVar, cast
 
@@ -9,6 +10,7 @@ from torch import Tensor
 from bench.graphs import compiled
 
 F = TypeVar("F", bound=Callable[..., Any])
+plain = False
 
 
 def fused(function: F) -> F:
@@ -23,7 +25,18 @@ def fused(function: F) -> F:
 
 def fast(x: Tensor) -> bool:
     """Whether x lies where compiled programs pay."""
-    return x.is_cuda
+    return x.is_cuda and not plain
+
+
+@contextmanager
+def plainly() -> Iterator[None]:
+    """Nothing is compiled inside: what compiled programs are held against."""
+    global plain
+    plain = True
+    try:
+        yield
+    finally:
+        plain = False
 
 
 @cache

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from bench.errors import BenchError
 from bench.meter import Meter
 from bench.packing import Batch, Reader, Supply
+from bench.programs import plainly
 from bench.sampling import Law
 from bench.timing import synchronize
 
@@ -24,6 +25,7 @@ PULSE = 10  # steps between looks at the clock
 SAVE_EVERY, MEASURE_EVERY = 120.0, 60.0  # seconds
 GLANCE = 2  # held-out batches looked at while training goes on
 GRADIENT_NORM = 1.0
+LIKENESS = 0.05  # between compiled and plain loss, whose noise differs in its last digits
 
 
 class Trainable(Protocol):
@@ -117,9 +119,21 @@ class Trainer:
             meter.show(1.0, note)
 
     def rehearse(self) -> None:
-        """A step and a measurement without consequences: whatever has to be compiled is, before the clock starts."""
-        self.pupil.loss(self.seen.at(self.step)).backward()
+        """A step and a measurement without consequences: whatever has to be compiled is, before the clock starts.
+
+        BenchError when the loss is another one without the compiler.
+        """
+        batch = self.seen.at(self.step)
+        torch.manual_seed(0)
+        loss = self.pupil.loss(batch)
+        loss.backward()
         self.optimizer.zero_grad(set_to_none=True)
+        torch.manual_seed(0)
+        with plainly(), torch.no_grad():
+            expected = self.pupil.loss(batch)
+        if abs(loss - expected) > LIKENESS * (1 + abs(expected)):
+            raise BenchError(f"the compiled loss is {loss:.3f}, the plain one {expected:.3f}: this version of torch "
+                             f"({torch.__version__}) compiles it wrong; use another")
         self.accepted(GLANCE)
         synchronize(self.device)
 

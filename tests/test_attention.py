@@ -25,7 +25,7 @@ BATCH, OTHER = (Reader(texts(20), 2, 150, seed=3).at(step) for step in (0, 1))
 
 def slots_of(batch, groups, slots, kind="o"):
     torch.manual_seed(0)
-    starts, noise = random_starts(batch, groups), torch.randint(1 << 30, batch.tokens.shape)
+    starts, noise = random_starts(batch, groups), torch.randint_like(batch.tokens, 1 << 30)
     drawn = Drawn(noise, torch.ones_like(noise, dtype=torch.bool))
     return Completions.of(batch, KINDS[kind], starts, under(drawn, starts, slots))
 
@@ -83,10 +83,10 @@ def compiled(monkeypatch):
     torch._dynamo.reset()
 
 
-def outputs(model, student, batch):
+def outputs(model, student, batch, groups=4):
     """A pass over a batch and one over its slots, with gradients to all that is trained."""
-    reading, made = read(model, batch), slots_of(batch, 4, student.design.slots)
-    hidden = complete(model, student.adapter, reading, made, student.embed(made.noise))
+    reading, made = read(model, batch), slots_of(batch, groups, student.design.slots)
+    hidden = complete(model, student.adapter, reading, made, student.embed(made.noise).to(model.norm.dtype))
     parameters = [p for p in student.parameters() if p is not student.embedding.none]
     return [reading.hidden, hidden, *torch.autograd.grad((hidden**2).sum(), parameters)]
 
@@ -117,6 +117,23 @@ def test_every_training_has_few_programs(text, count, compiled):
     for batch in (BATCH, OTHER):
         one.loss(batch).backward()
     assert len(compiled) == count
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_computes_the_same_compiled():
+    """In bf16: to a few hundredths of the size of each output, gradients included."""
+    torch.manual_seed(0)
+    model = zoo.load("tiny:layers=4", "cuda", torch.bfloat16).model
+    student = Student(Design(slots=8, rank=4), model.config).cuda()
+    batch = Reader(texts(80), 4, 512, 3).at(0).to("cuda")
+    for parameter in student.adapter.parameters():
+        parameter.data = torch.randn_like(parameter) / 8
+    found = outputs(model, student, batch, groups=64)
+    with programs.plainly():
+        wanted = outputs(model, student, batch, groups=64)
+    for a, b in zip(found, wanted, strict=True):
+        assert (a.float() - b.float()).norm() < 0.05 * b.float().norm()
 
 
 class Waits(TorchDispatchMode):

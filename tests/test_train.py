@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from test_packing import texts
 
-from bench import zoo
+from bench import programs, zoo
 from bench.drafters import Card, round_trip, save
 from bench.errors import BenchError
 from bench.methods import lesson
@@ -83,6 +83,14 @@ def test_a_rehearsal_changes_nothing():
     assert all(torch.equal(before[name], value) for name, value in one.pupil.module.named_parameters())
     assert (one.step, one.seconds, one.optimizer.state_dict()["state"]) == (0, 0, {})
     assert all(value.grad is None for value in one.pupil.module.parameters())
+
+
+def test_a_compiler_that_errs_ends_the_training(monkeypatch):
+    one = trainer()
+    loss = one.pupil.loss
+    monkeypatch.setattr(one.pupil, "loss", lambda batch: loss(batch) * (1 + 0.1 * programs.plain))
+    with pytest.raises(BenchError, match="compiles it wrong"):
+        one.rehearse()
 
 
 def test_a_loss_that_explodes_ends_the_training():
