@@ -53,18 +53,25 @@ class DraftModel(Method):
         self.parents = {rows: chain_parents(rows, s.batch, s.device) for rows in (1, 2, k + 1)}
 
     @classmethod
+    def file(cls, settings: Any, target: Any) -> Path | None:
+        """The file of trained layers; None for a model of the zoo, and for a random target."""
+        if settings.draft and not settings.draft.endswith(".safetensors"):
+            return None
+        return drafters.source(settings.draft, "draft_model", target, option="draft")
+
+    @classmethod
     def load(cls, settings: Any, target: Any) -> Any:
         """The draft model by its zoo name or file. Raises BenchError when its vocabulary or its target is another.
 
         Random targets get some of their own layers, untrained: good for costs alone.
         """
         model = target.model
-        if settings.draft and not settings.draft.endswith(".safetensors"):
+        if file := cls.file(settings, target):
+            return trained(file, target)
+        if settings.draft:
             draft = zoo.load(settings.draft, model.norm.device, model.norm.dtype)
             zoo.require_same_vocabulary(target, draft)
             return draft.model
-        if source := drafters.source(settings.draft, "draft_model", target, option="draft"):
-            return trained(source, target)
         layers = Layers(model, min(Options().layers, model.config.layers // 2 or 1))
         layers.start_from(model)
         return layers.to(model.norm.dtype).on(model).requires_grad_(False)

@@ -2,6 +2,7 @@
 
 import heapq
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -111,11 +112,16 @@ class Medusa(Method):
         self.ready = torch.zeros(s.batch, 1, dtype=torch.bool, device=s.device)
 
     @classmethod
+    def file(cls, settings: Any, target: Any) -> Path | None:
+        """The file of the heads; None for a random target."""
+        return drafters.source(settings.weights, "medusa", target)
+
+    @classmethod
     def load(cls, settings: Any, target: Any) -> Heads:
         """The heads of a zoo target. Random targets get random ones: good for costs alone."""
         norm = target.model.norm
-        if source := drafters.source(settings.weights, "medusa", target):
-            found = drafters.load(source, "medusa", target)
+        if file := cls.file(settings, target):
+            found = drafters.load(file, "medusa", target)
             heads = found.into(Heads(target.config.hidden, **found.card.options))
         else:
             heads = Heads(target.config.hidden, heads=4).requires_grad_(False)

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bench.errors import BenchError
+from bench.layout import spelled
 from bench.sampling import Law
 from bench.zoo import PACKAGED, Target
 
@@ -40,6 +41,13 @@ class Card:
     stored: float  # the same after quantisation
     sha256: str = ""  # of all tensors in the file
     notes: dict[str, Any] = field(default_factory=dict)
+
+
+    def remark(self, law: Law) -> str:
+        """What a table must say beside numbers of another law than the one it was trained for; empty if it need not."""
+        if law == self.law or (law.temperature == 0 and self.notes.get("greedy")):
+            return ""
+        return f"trained for {spelled(self.law.temperature, self.law.top_k, self.law.top_p)}"
 
 
 def identity(target: Target) -> str:

@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -38,6 +39,11 @@ class Method:
     @classmethod
     def load(cls, settings: Any, target: Any) -> Any:
         """The method's trained part (heads, adapter, draft model) for a zoo target, shared by all its instances."""
+        return None
+
+    @classmethod
+    def file(cls, settings: Any, target: Any) -> Path | None:
+        """The file that `load` reads, if it reads one: a drafter with its card (see `bench.drafters`)."""
         return None
 
     def start(self) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bench import provenance
+from bench import drafters, provenance
 from bench.clip import clip
 from bench.loop import Decoder, Method, Raw
 from bench.methods import METHODS, REFERENCES, Entry, Reference
@@ -44,8 +44,19 @@ class Team:
                            for label, entry in self.entries.items() if entry.name in REFERENCES}
         self.drafters = {label: METHODS[(entry := self.entries[label]).name].load(entry.settings, target)
                          for label in self.methods}
+        files = {label: METHODS[(entry := self.entries[label]).name].file(entry.settings, target)
+                 for label in self.methods}
+        self.cards = {label: drafters.read(file, weights=False)[0] for label, file in files.items() if file}
         probe = Sequences(target.model, 1, 1, PROBE_ROWS)  # a method knows its rows once it is built
         self.widest = max(max(self.build(label, probe).rows) for label in self.methods)
+
+    def hashes(self) -> dict[str, str]:
+        """Of the drafters on disk."""
+        return {f"drafter of {label}": card.sha256 for label, card in self.cards.items()}
+
+    def remark(self, label: str) -> str:
+        """What must stand beside a method's numbers."""
+        return self.cards[label].remark(self.settings.law()) if label in self.cards else ""
 
     def build(self, label: str, sequences: Sequences) -> Method:
         """A method on its sequences."""
@@ -73,7 +84,8 @@ class Rig:
         decoder, end_ids = self.decoders[job.label], self.team.end_ids
         raw = decoder.decode(job.prompts, self.limit, end_ids)
         facts = self.team.facts | {"clock": decoder.clock.name, "lossless": lossless(decoder),
-                                   "options": settled(self.team.entries[job.label], decoder).options}
+                                   "options": settled(self.team.entries[job.label], decoder).options,
+                                   "remark": self.team.remark(job.label)}
         return [record(job, raw, row, facts, end_ids) for row in range(len(job.prompts))]
 
 

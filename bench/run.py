@@ -52,7 +52,8 @@ def run(settings: RunSettings, directory: Path, resume: bool, out: Console) -> i
     target = zoo.load(settings.target, settings.device, DTYPES[settings.dtype])
     prompter = Prompter(target.tokenizer, settings.max_new_tokens, settings.raw)
     context = prompter.check(questions, target.config.context)
-    team, hashes = Team(settings, target, context), journal.hashes(target, questions)
+    team = Team(settings, target, context)
+    hashes = journal.hashes(target, questions) | team.hashes()
     with Writer(directory, resume) as writer, journal.session(directory, settings, hashes, resume):
         passes = Passes(team, prompter, questions, writer)
         with progress(len(passes), out) as bar:

@@ -1,6 +1,7 @@
 """Decoding by Parallel Token Prediction (arXiv 2512.21323): slots draft while the same forward verifies."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -69,11 +70,16 @@ class PTP(Method):
         self.length = torch.zeros(s.batch, dtype=torch.int64, device=s.device)  # drafts in use
 
     @classmethod
+    def file(cls, settings: Any, target: Any) -> Path | None:
+        """The student's file; None for a random target."""
+        return drafters.source(settings.weights, cls.name, target)
+
+    @classmethod
     def load(cls, settings: Any, target: Any) -> Student:
         """The student of a zoo target. Random targets get a random one: good for costs alone."""
         device, dtype = target.model.norm.device, target.model.norm.dtype
-        if source := drafters.source(settings.weights, cls.name, target):
-            student = trained(source, cls.name, target)
+        if file := cls.file(settings, target):
+            student = trained(file, cls.name, target)
         else:
             kind = settings.kind or ONE_HOT.name
             design = Design(kind, settings.k + KINDS[kind].known, informed=cls.name == "ptp")

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from bench import drafters, zoo
 from bench.__main__ import main
 from bench.drafters import SCALE, Card, digest, identity, load, quantised, restored, round_trip, save, shipped
 from bench.errors import BenchError
+from bench.record import read
 from bench.sampling import Law
 
 TARGET = zoo.load("tiny")
@@ -194,3 +196,28 @@ def test_what_ships_is_whole_and_small():
         assert (path.suffix, path.stem, path.parent.name) == (".safetensors", card.method, card.target)
         assert shipped(card.method, card.target) == path
         assert digest(stored) == card.sha256
+
+
+@pytest.mark.parametrize("law, greedy, said", [
+    (Law(0.7, 50), 0.0, ""), (Law(0.7, 20), 0.2, "trained for T=0.7, top-k 50"), (Law(), 0.2, ""),
+    (Law(), 0.0, "trained for T=0.7, top-k 50")])
+def test_a_card_says_when_it_is_asked_for_another_law(law, greedy, said):
+    assert replace(CARD, notes={"greedy": greedy}).remark(law) == said
+
+
+def test_a_run_says_what_its_drafters_are(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    card = save(Path("heads.safetensors"), Heads(64, 2), replace(CARD, options={"heads": 2, "ranks": 16}))
+    assert main(["run", "--suite", "smoke", "--limit", "1", "--max-new-tokens", "4", "--device", "cpu", "--out", "out",
+                 "--methods", "medusa:weights=heads.safetensors,medusa:rows=4"]) == 0
+    label = "medusa:weights=heads.safetensors"
+    assert json.loads(Path("out/provenance.json").read_text())["files"][f"drafter of {label}"] == card.sha256
+    rows = [line for line in Path("out/report.md").read_text().splitlines() if line.startswith(f"| {label} ")]
+    assert "trained for T=0.7, top-k 50" in rows[0]
+    assert {record.method: record.settings["remark"] for record in read("out")} == {
+        "autoregressive": "", "autoregressive-twin": "", "medusa:rows=4": "", label: "trained for T=0.7, top-k 50"}
+    other = Heads(64, 2)
+    other.accuracy.fill_(0.1)
+    save(Path("heads.safetensors"), other, card)
+    assert main(["run", "--resume", "out"]) == 2
+    assert "the drafter of medusa:weights=heads.safetensors of out had sha256" in capsys.readouterr().err
