@@ -75,6 +75,8 @@ def compare(
     nothing; and where the new run's verdict on it is BROKEN. Raises BenchError where the runs share no method or no
     prompt, and, unless `force`, where their target, law, lengths, batch, dtype, device, processor or model file differ.
     """
+    if fail_below is not None and not 0 < fail_below <= 1:
+        raise BenchError(f"--fail-below is the lowest new speed over old, above 0 and at most 1, not {fail_below:g}")
     sides = [frame(read(run)) for run in (old, new)]
     methods, lonely = _shared(*(set(side.method) for side in sides))
     sides = [side[side.method.isin(methods)] for side in sides]

@@ -93,7 +93,7 @@ def latex_columns(table: Table) -> str:
     """The column letters of a tabular."""
     longest = [max(map(len, column), default=0) for column in zip(*table.rows, strict=True)]
     return "".join(
-        "r" if right else r"p{6.5cm}" if width > LONG else "l"
+        "r" if right else "L" if width > LONG else "l"
         for width, right in zip(longest, table.numeric, strict=True)
     )
 

@@ -211,7 +211,8 @@ def _peers(run: Run, found: Findings) -> list[Table]:
 def pairwise(run: Run, found: Findings) -> Section:
     """Every lossless method against every other."""
     ranking = stats.ranking(run.records)
-    return Section("ranking", "Ranking", [], [tables.pairs(ranking)] if len(ranking) > 1 else [], [])
+    shown = [tables.pairs(ranking, _floor_of(run))] if len(ranking) > 1 else []
+    return Section("ranking", "Ranking", [], shown, [])
 
 
 def elsewhere(run: Run, found: Findings) -> Section:

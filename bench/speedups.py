@@ -150,7 +150,7 @@ def ranking(
 ) -> pd.DataFrame:
     """Square table of Interval: speed of the row's method over the column's, fastest first.
 
-    Two methods are apart only where the interval excludes 1. By default all lossless methods and the baseline.
+    Two methods are apart only where `decision` finds a difference. By default all lossless methods and the baseline.
     """
     if methods is None:
         methods = [name for name, kind in kinds(df).items() if kind in {"match", "reject"} and name != TWIN]
@@ -166,6 +166,7 @@ def ranking(
     return table
 
 
-def ranks(table: pd.DataFrame) -> pd.Series:
+def ranks(table: pd.DataFrame, floor: Interval | None = None) -> pd.Series:
     """1 + number of methods that are apart from this one and faster, from the table of `ranking`."""
-    return pd.Series({name: 1 + sum(entry.low > 1 for entry in table[name]) for name in table.columns}, dtype=int)
+    faster = {name: [decision(entry, floor) == "faster" for entry in table[name]] for name in table.columns}
+    return pd.Series({name: 1 + sum(found) for name, found in faster.items()}, dtype=int)

@@ -78,7 +78,7 @@ def main_table(df: pd.DataFrame, verdicts: Verdicts, resamples: int = RESAMPLES)
     rank              1 + number of methods in this table that are apart from this one and faster
     verdict           from `verdicts` ({method: {"verdict": ...}}), "unchecked" where absent
     decision          "faster", "slower", "no difference"; "baseline" and "noise floor" for those two
-    flags             empty, or what to beware of: see `_flags`
+    flags             empty, or what to beware of: see `_remarks` and `_flags`
     """
     methods = _methods(df, {"match", "reject"})
     table = _table(df, methods, verdicts, resamples)
@@ -102,7 +102,8 @@ def reference_table(df: pd.DataFrame, verdicts: Verdicts, resamples: int = RESAM
 
 
 def _insert_rank(table: pd.DataFrame, df: pd.DataFrame, rivals: Sequence[str], resamples: int) -> None:
-    rank = ranks(ranking(df, rivals, resamples)) if rivals else pd.Series(dtype=int)
+    floor = noise_floor(df, resamples)
+    rank = ranks(ranking(df, rivals, resamples), floor) if rivals else pd.Series(dtype=int)
     table.insert(table.columns.get_loc("verdict"), "rank", rank.reindex(table.index).astype("Int64"))
 
 
@@ -115,7 +116,7 @@ def _table(df: pd.DataFrame, methods: Sequence[str], verdicts: Verdicts, resampl
     twin = [TWIN] if TWIN in book.methods else []
     found = intervals(book, [(BASELINE, method) for method in dict.fromkeys([*methods, *twin])], resamples)
     floor = found.get((BASELINE, TWIN))
-    lengths, limits, closure = acceptance(df), _limits(book, methods), phase_table(df)
+    lengths, limits, closure, said = acceptance(df), _limits(book, methods), phase_table(df), _remarks(df)
     totals = batches(df).groupby("method")[["tokens", "decode_ms"]].sum()
     rows = {}
     for method in methods:
@@ -131,7 +132,7 @@ def _table(df: pd.DataFrame, methods: Sequence[str], verdicts: Verdicts, resampl
             "tokens_per_s": 1000 * totals.tokens[method] / totals.decode_ms[method],
             "verdict": verdicts.get(method, {}).get("verdict", "unchecked"),
             "decision": decided,
-            "flags": ", ".join(_flags(interval, decided, limits[method], closure.loc[method])),
+            "flags": ", ".join(said[method] + _flags(interval, decided, limits[method], closure.loc[method])),
         }
     columns = ["speedup", "low", "high", "prompts", "accepted", "rows_per_step", "tokens_per_s"]
     columns += ["verdict", "decision", "flags"]
@@ -156,6 +157,12 @@ def _limits(book: Ledger, methods: Sequence[str]) -> dict[str, float]:
     token over the method's. In batches of one it is the acceptance length."""
     totals = {method: book.sums([(BASELINE, method)])[:, 0].sum(axis=0) for method in methods}
     return {method: float(ratio_of_sums(total[[2, 1, 5, 4]])) for method, total in totals.items()}
+
+
+def _remarks(df: pd.DataFrame) -> dict[str, list[str]]:
+    """What records say must stand beside a method's numbers: that its drafter was trained for another law."""
+    said = {method: rows.settings.iloc[0].get("remark") for method, rows in df.groupby("method")}
+    return {method: [remark] if remark else [] for method, remark in said.items()}
 
 
 def _flags(interval: Interval, decided: str, limit: float, phases: pd.Series) -> list[str]:

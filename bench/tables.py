@@ -231,21 +231,26 @@ def others(frame: pd.DataFrame, baseline: str) -> Table:
     return build("others", "Results of other benchmarks", note, frame.reset_index(), spec)
 
 
-def pairs(table: pd.DataFrame) -> Table:
+def pairs(table: pd.DataFrame, floor: stats.Interval | None) -> Table:
     """`stats.ranking`, a square of ratios; ≈ marks pairs that cannot be told apart."""
     order = pd.DataFrame({"method": table.index, "label": [f"{n}. {name}" for n, name in enumerate(table.index, 1)]})
     spec: Spec = {"Method": of("label")}
-    spec |= {str(number): of("method", partial(_ratio, table, other)) for number, other in enumerate(table.columns, 1)}
-    note = "Speed of the row's method over the numbered one's. ≈: the 95 % interval covers 1, so they are not apart."
+    for number, other in enumerate(table.columns, 1):
+        spec[str(number)] = of("method", partial(_ratio, table, floor, other))
+    note = (
+        "Speed of the row's method over the numbered one's. ≈: not apart, as the 95 % interval covers 1 or the ratio "
+        "is no farther from 1 than the noise floor."
+    )
     found = [(a, b, table.loc[a, b]) for a in table.index for b in table.columns if a != b]
     rows = [(a, b, ratio.estimate, ratio.low, ratio.high, ratio.prompts) for a, b, ratio in found]
     numbers = pd.DataFrame(rows, columns=["method", "over", "ratio", "low", "high", "prompts"])
     return replace(build("pairs", "Pair by pair", note, order, spec), frame=numbers)
 
 
-def _ratio(table: pd.DataFrame, other: str, method: str) -> str:
+def _ratio(table: pd.DataFrame, floor: stats.Interval | None, other: str, method: str) -> str:
     found = table.loc[method, other]
-    return "" if method == other else ("≈" if found.covers(1.0) else "") + fixed(found.estimate)
+    alike = stats.decision(found, floor) == "no difference"
+    return "" if method == other else ("≈" if alike else "") + fixed(found.estimate)
 
 
 def published() -> Table:
@@ -258,10 +263,16 @@ def published() -> Table:
 
 
 def environment(provenance: Mapping[str, Any]) -> Table:
-    """What the run recorded about code, machine and settings, one line each."""
-    items = [(" · ".join(path), _shown(value)) for path, value in _leaves(provenance, ())]
+    """What the run recorded about code, machine and settings, one line each; of later sessions what differs."""
+    first = dict(_leaves(provenance, ()))
+    leaves = [(path, value) for path, value in first.items() if path != ("resumed",)]
+    for number, session in enumerate(provenance.get("resumed", ()), 1):
+        leaves += [(("resumed", str(number), *path), value) for path, value in _leaves(session, ())
+                   if first.get(path) != value]  # fmt: skip
+    items = [(" · ".join(path), _shown(value)) for path, value in leaves]
     frame = pd.DataFrame(items, columns=["item", "value"], dtype=str)
     note = "Recorded with the run. Hashes are shortened."
+    note += " Resumed: what was not as in the first session." if "resumed" in provenance else ""
     table = build("environment", "Provenance", note, frame, {"Item": of("item"), "Value": of("value")})
     return replace(table, measured=False)
 

@@ -162,6 +162,12 @@ def test_changed_texts_are_noted(old, tmp_path):
     )
 
 
+@pytest.mark.parametrize("bar", [0.0, -3.0, 1.05, float("nan")])
+def test_a_gate_that_could_not_do_what_it_says_is_refused(old, bar):
+    with pytest.raises(BenchError, match="--fail-below"):
+        compare(old, old, fail_below=bar, resamples=100)
+
+
 def test_nothing_in_common(old, tmp_path):
     other = [replace(record, method="other " + record.method) for record in again()]
     with pytest.raises(BenchError, match="share no method"):

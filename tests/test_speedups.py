@@ -116,6 +116,8 @@ def test_decision():
     assert decision(Interval(0.8, 0.9, 0.95, 48), floor) == "slower"
     assert decision(Interval(0.9, 1.1, 1.3, 48), floor) == "no difference"
     assert decision(Interval(1.005, 1.01, 1.015, 48), floor) == "no difference"
+    assert decision(Interval(0.982, 0.985, 0.988, 48), floor) == "no difference"  # as far, the other way
+    assert decision(Interval(0.97, 0.975, 0.98, 48), floor) == "slower"
     assert decision(Interval(1.005, 1.01, 1.015, 48), None) == "faster"
 
 
@@ -160,6 +162,8 @@ def test_ranks_are_shared_where_methods_are_not_apart():
         row((0.5, 0.6), (0.5, 0.8), (1, 1)),
     ]
     assert ranks(table).tolist() == [1, 1, 3]
+    restless = Interval(0.45, 0.6, 0.9, 48)  # so far is the baseline from its own copy
+    assert ranks(table, restless).tolist() == [1, 1, 1]
 
 
 def test_speed_bar():
