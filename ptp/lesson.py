@@ -35,7 +35,7 @@ class Options:
 
     kind: str = "o"
     slots: int = 16
-    rank: int = 64
+    rank: int = 48
     front: str = "digits"
     head: str = "mlp"
     width: int = 256
