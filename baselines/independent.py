@@ -36,7 +36,6 @@ class Independent(decoding.PTP):
         settled = super().settled()
         return replace(settled, draw=self.way) if self.law.temperature else settled
 
-    @property
-    def way(self) -> str:
+    def best_way(self) -> str:
         """How drafts are drawn from the student's law; temperature 0 leaves no choice."""
-        return "greedy" if self.law.temperature == 0 else self.settings.draw or super().way
+        return "greedy" if self.law.temperature == 0 else self.settings.draw or super().best_way()

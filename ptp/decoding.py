@@ -58,6 +58,7 @@ class PTP(Method):
         s, o, self.kind = sequences, self.settings, drafter.kind
         self.longest = o.k + self.kind.known  # slots of the longest group of any use
         self.require_fit()
+        self.way = self.best_way()  # once: asking what was measured would wait for the device
         self.settings = self.settled()
         self.budget = min(o.slots, (o.k + 1) * self.longest)
         self.rows = (1 + o.k + self.budget,) if o.pqd else (1 + self.longest, 1 + o.k)
@@ -102,8 +103,7 @@ class PTP(Method):
         """The settings with the student's own in place of what was left out: what records show."""
         return replace(self.settings, kind=self.kind.name)
 
-    @property
-    def way(self) -> str:
+    def best_way(self) -> str:
         """How drafts are drawn from the student's law."""
         return self.drafter.best_way(self.law)
 

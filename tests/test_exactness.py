@@ -11,6 +11,8 @@ import tiny
 import torch
 
 from baselines.draft_model import DraftModel, Settings
+from bench import loop
+from bench.graphs import nothing
 from bench.methods import METHODS
 from bench.sampling import Law, pick
 
@@ -95,6 +97,21 @@ def test_greedy_rejection_leaves_no_choice(truth):
     texts = tiny.decode(make, TARGET, Law(), WORK["greedy"][1][:4], LIMIT)
     assert [text.tokens for text in texts] == truth["greedy"][8:24]
     assert any(text.tells for text in texts)
+
+
+@pytest.mark.parametrize("name", ["prompt_lookup", "medusa", "ptp", "independent"])
+def test_what_a_method_does_in_a_step_is_one_device_program(name, truth, monkeypatch):
+    """On CUDA phases are compiled and captured: whatever asks the host for a number cannot be, and fails here."""
+    def traced(phases, device):
+        whole = {0, len(phases) - 1} if phases[-1] is not nothing else {0}  # propose, observe
+        return [torch.compile(phase, backend="eager", fullgraph=True, dynamic=False) if i in whole else phase
+                for i, phase in enumerate(phases)]
+
+    torch.compiler.reset()
+    monkeypatch.setattr(loop, "capture", traced)
+    for law in ("greedy", "top-k"):
+        texts = tiny.decode(tiny.registered(name, TARGET), TARGET, tiny.LAWS[law], WORK[law][1][:2], LIMIT)
+        assert [text.tokens for text in texts] == truth[law][8:16]
 
 
 def test_one_wrong_number_would_show():
