@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.errors import BenchError
-from bench.losses import Measure, distil, of_law
+from bench.losses import Divergence, distil, of_law
 from bench.model import Block, Transformer, shallow
 from bench.packing import PADDING, Batch
 from bench.reading import read
@@ -82,7 +82,7 @@ class Lesson:
         with torch.no_grad():
             taught = read(self.target, batch).hidden.flatten(0, 1)
         return distil(self.own(batch), self.target, of_law(self.target, taught, self.law),
-                      (batch.texts != PADDING).flatten(), Measure(self.law.temperature or 1.0))
+                      (batch.texts != PADDING).flatten(), Divergence(self.law.temperature or 1.0))
 
     def own(self, batch: Batch) -> Tensor:
         """The head's input by the draft, [B T, hidden]: weights in float32, on CUDA products in bf16."""

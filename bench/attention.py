@@ -9,7 +9,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 
 from bench.programs import fast
 
-# Batch, head, row and column, int tensors that broadcast -> bool: whether the row sees the column.
+# Sequence, head, row and column, int tensors that broadcast -> bool: whether the row sees the column.
 Sees = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 Mask = Tensor | BlockMask
 

@@ -116,14 +116,15 @@ class Distil(torch.autograd.Function):
 
 
 @dataclass(frozen=True)
-class Measure:
-    """How the distance is taken."""
+class Divergence:
+    """How far is measured."""
 
     temperature: float = 1.0  # of the softmax
     reverse: bool = False
 
 
-def distil(hidden: Tensor, model: Transformer, goals: Goals, valid: Tensor, measure: Measure = Measure()) -> Tensor:
+def distil(hidden: Tensor, model: Transformer, goals: Goals, valid: Tensor,
+           divergence: Divergence = Divergence()) -> Tensor:
     """How far the softmax of `model`'s head is from the goals: the mean over `valid` rows in nats; 0 without any.
 
     hidden [R, H], valid [R] bool -> scalar float32, with a gradient to the hidden states and, unless frozen, to the
@@ -131,10 +132,10 @@ def distil(hidden: Tensor, model: Transformer, goals: Goals, valid: Tensor, meas
     """
     hidden = hidden.to(model.head.dtype)
     weight = valid.float() / valid.sum().clamp(min=1)
-    divergence = reverse_kl if measure.reverse else forward_kl
+    kl = reverse_kl if divergence.reverse else forward_kl
 
     def part(rows: slice) -> Part:
-        return divergence(model.score(hidden[rows]), goals(rows), weight[rows], measure.temperature, hidden.dtype)
+        return kl(model.score(hidden[rows]), goals(rows), weight[rows], divergence.temperature, hidden.dtype)
 
     with torch.autocast(hidden.device.type, enabled=False):
         return Distil.apply(hidden, model.head, part, model.head.requires_grad)  # type: ignore[no-untyped-call]

@@ -68,7 +68,7 @@ class Batch:
     def sees(self) -> Sees:
         """Causal attention inside each text."""
         first = self.firsts()
-        return lambda batch, head, row, column: (column >= first[batch, row]) & (column <= row)
+        return lambda sequence, head, row, column: (column >= first[sequence, row]) & (column <= row)
 
 
 def packed(texts: Sequence[Text], rows: int, length: int) -> Batch:

@@ -4,6 +4,7 @@ import math
 import platform
 import time
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,7 +24,7 @@ WARM_UP = 0.03  # share of the whole training in which the rate rises
 FINAL = 0.05  # of the full rate is left at the end
 PULSE = 10  # steps between looks at the clock
 SAVE_EVERY, MEASURE_EVERY = 120.0, 60.0  # seconds
-GLANCE = 2  # held-out batches looked at while training goes on
+GLANCE, EXAM = 2, 64  # held-out batches looked at while training goes on, and in the end
 GRADIENT_NORM = 1.0
 LIKENESS = 0.05  # between compiled and plain loss, whose noise differs in its last digits
 
@@ -88,7 +89,7 @@ class Trainer:
         weights = [p for p in pupil.module.parameters() if p.requires_grad]
         self.weights, self.device = weights, weights[0].device
         self.seen = Supply(seen, self.device)
-        self.held_out = [batch.to(self.device) for batch in held_out.whole(seen.rows)]
+        self.held_out = [batch.to(self.device) for batch in islice(held_out.whole(seen.rows), EXAM)]
         self.rate = plan.rate or pupil.rate
         self.optimizer = torch.optim.AdamW(weights, self.rate, betas=(0.9, 0.98), weight_decay=0.01,
                                            fused=self.device.type == "cuda")

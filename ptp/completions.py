@@ -90,9 +90,9 @@ class Completions:
         starts, first = self.starts, at(batch.firsts(), self.starts)
         slots, tokens = self.noise.shape[2], batch.tokens.shape[1]
 
-        def sees(batch: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        def sees(sequence: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:
             group, slot = row // slots, column - tokens
-            prefix = (column >= first[batch, group]) & (column <= starts[batch, group])
+            prefix = (column >= first[sequence, group]) & (column <= starts[sequence, group])
             return prefix | ((slot >= group * slots) & (slot <= row))
 
         return sees

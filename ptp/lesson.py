@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bench import drafters
 from bench.errors import BenchError
-from bench.losses import Goals, Measure, distil, either, of_law, of_tokens
+from bench.losses import Divergence, Goals, distil, either, of_law, of_tokens
 from bench.packing import Batch
 from bench.reading import Reading, read
 from bench.sampling import Law
@@ -72,7 +72,7 @@ class Lesson:
     def __init__(self, target: Target, law: Law, options: Any):
         """`law`: of the texts that are not greedy, and of decoding."""
         self.model, self.law, self.shape = target.model, law, options
-        self.measured_as = Measure(law.temperature or 1.0, options.reverse)
+        self.divergence = Divergence(law.temperature or 1.0, options.reverse)
         design = options.design(self.informed)
         self.options: dict[str, Any] = {"design": asdict(design)}
         scale = float(target.model.embedding.float().square().mean().sqrt())
@@ -87,7 +87,7 @@ class Lesson:
         embedded = student.embed(slots.noise).to(reading.hidden.dtype)
         hidden = complete(self.model, student.adapter, reading, slots, embedded)
         return distil(hidden.flatten(0, 2), self.model, self.goals(reading, slots), slots.valid.flatten(),
-                      self.measured_as)
+                      self.divergence)
 
     def noise(self, reading: Reading, starts: Tensor) -> Drawn:
         """What the slots hear: from the bins of the target's laws, or of the student's own."""

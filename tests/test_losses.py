@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from bench import losses
-from bench.losses import Measure, distil, either, of_law, of_tokens
+from bench.losses import Divergence, distil, either, of_law, of_tokens
 from bench.sampling import Law
 
 MODEL = tiny.transformer(seed=4)
@@ -19,8 +19,8 @@ def test_losses_are_their_definitions(chunk, monkeypatch):
     torch.manual_seed(0)
     hidden, teacher = torch.randn(2, 24, 16).double().unbind()
     tokens, law = torch.randint(12, (len(hidden),)), Law(0.7, top_k=5)
-    ways = {"one": (of_tokens(tokens), Measure(0.7)), "kl": (of_law(MODEL, teacher, law), Measure(0.7)),
-            "reverse": (of_law(MODEL, teacher, law), Measure(0.7, reverse=True))}
+    ways = {"one": (of_tokens(tokens), Divergence(0.7)), "kl": (of_law(MODEL, teacher, law), Divergence(0.7)),
+            "reverse": (of_law(MODEL, teacher, law), Divergence(0.7, reverse=True))}
     means = dict.fromkeys(ways, 0.0)
     for at, row in enumerate(torch.eye(len(hidden), dtype=torch.bool)):
         q = (MODEL.score(hidden[at]) / 0.7).softmax(-1).double()
@@ -51,7 +51,7 @@ def test_gradients_are_those_of_the_written_out_loss(reverse, trained, monkeypat
     hidden, teacher = torch.randn(2, 20, 16).double().unbind()
     hidden.requires_grad_()
     inputs, valid = [hidden] + [model.head] * trained, torch.rand(20) < 0.7
-    loss = distil(hidden, model, of_law(model, teacher, law), valid, Measure(0.7, reverse))
+    loss = distil(hidden, model, of_law(model, teacher, law), valid, Divergence(0.7, reverse))
     ours = torch.autograd.grad(2 * loss, inputs)
     log_q = (hidden @ model.head.T / 0.7).log_softmax(-1)
     with torch.no_grad():
@@ -96,7 +96,7 @@ def test_the_loss_over_chunks_is_the_plain_one(monkeypatch, temperature):
     target = tiny.transformer()
     hidden = torch.randn(30, 16, dtype=torch.float64).requires_grad_()
     tokens, every = torch.randint(12, (30,)), torch.ones(30, dtype=torch.bool)
-    total = distil(hidden, target, of_tokens(tokens), every, Measure(temperature))
+    total = distil(hidden, target, of_tokens(tokens), every, Divergence(temperature))
     [ours] = torch.autograd.grad(total, hidden)
     plain = F.cross_entropy(target.score(hidden) / temperature, tokens)
     assert torch.allclose(ours, torch.autograd.grad(plain, hidden)[0], atol=1e-6)
@@ -107,7 +107,7 @@ def test_the_loss_over_chunks_is_the_plain_one(monkeypatch, temperature):
 def test_distillation_is_the_kl_divergence(law):
     target, temperature, every = tiny.transformer(), law.temperature or 1.0, torch.ones(30, dtype=torch.bool)
     taught, hidden = torch.randn(2, 30, 16, dtype=torch.float64).unbind()
-    got = distil(hidden, target, of_law(target, taught, law), every, Measure(temperature))
+    got = distil(hidden, target, of_law(target, taught, law), every, Divergence(temperature))
     mass = law(target.score(taught)).dense(12).double()
     p, log_q = mass / mass.sum(-1, keepdim=True), (target.score(hidden).double() / temperature).log_softmax(-1)
     assert torch.allclose(got.double(), F.kl_div(log_q, p, reduction="batchmean"), atol=1e-4)
@@ -119,11 +119,11 @@ def test_distillation_is_the_kl_divergence(law):
 def test_rows_may_have_goals_of_two_kinds(reverse):
     """A token that the law gives a chance as well stands there twice."""
     taught, hidden = torch.randn(2, 30, 16).double().unbind()
-    tokens, where, measure = torch.randint(12, (30,)), torch.rand(30) < 0.5, Measure(0.7, reverse)
+    tokens, where, divergence = torch.randint(12, (30,)), torch.rand(30) < 0.5, Divergence(0.7, reverse)
     law = of_law(MODEL, taught, Law(0.7, top_k=5))
     both = either(of_tokens(tokens), law, where)
     for goals, rows in ((of_tokens(tokens), where), (law, ~where)):
-        assert torch.allclose(distil(hidden, MODEL, both, rows, measure), distil(hidden, MODEL, goals, rows, measure))
-        alone = [torch.autograd.grad(distil(x, MODEL, g, rows, measure), x)[0]
+        assert torch.allclose(*(distil(hidden, MODEL, g, rows, divergence) for g in (both, goals)))
+        alone = [torch.autograd.grad(distil(x, MODEL, g, rows, divergence), x)[0]
                  for g in (both, goals) for x in [hidden.clone().requires_grad_()]]
         assert torch.allclose(*alone)
