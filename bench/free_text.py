@@ -98,7 +98,7 @@ def natural(text: str) -> str:
     """Punctuation as people set it: WikiText puts spaces around every mark."""
     text = re.sub(r" @([-,.])@ ", r"\1", text)
     text = re.sub(r'" ([^"\n]*) "', r'"\1"', text)
-    text = re.sub(r" ([,.;:!?)\]%]|'s\b|n't\b|'\s)", r"\1", text)
+    text = re.sub(r" ([,.;:!?)\]%]|'(?:s|d|ll|re|ve|m)\b|n't\b|'\s)", r"\1", text)
     return re.sub(r"([(\[$£]) ", r"\1", text)
 
 

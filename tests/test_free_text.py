@@ -15,7 +15,7 @@ from bench.free_text import natural, passages_file, pieces_of, sentences, spread
 from bench.zoo.fetch import sha256
 
 ARTICLE = (" \n = Harbour = \n \n = = History = = \n \n The harbour was built in 1 @,@ 804 ( some say 1805 ) . "
-           + "It 's a well @-@ known place , and boats lie there . " * 20 + "\n \n = Wall = \n \n Short . \n")
+           + "It 's a well @-@ known place , and they 'd lie there . " * 20 + "\n \n = Wall = \n \n Short . \n")
 PROSE = "The ferry came in late that day, and nobody was at the pier.\n" * 30
 TABLE = "".join(f"The cat number {i} sat on the mat and slept.\tEl gato {i} se durmió en la estera de la casa.\tby\n"
                 for i in range(8)) + 'He said "no.\tDijo "no.\tby\n'
@@ -75,7 +75,7 @@ def test_another_package_is_refused(registries, monkeypatch):
 
 def test_articles_read_naturally():
     harbour, wall = [text.strip() for text in wikipedia(ARTICLE) if text.strip()]
-    assert harbour.startswith("The harbour was built in 1,804 (some say 1805). It's a well-known place, and boats")
+    assert harbour.startswith("The harbour was built in 1,804 (some say 1805). It's a well-known place, and they'd lie")
     assert wall == "Short."
     assert natural('He called it " the best " [ sic ] .') == 'He called it "the best" [sic].'
 
