@@ -17,6 +17,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from bench.layout import NAME, broken
+
 INK, PAPER, FAINT = "#1b1b1b", "#fefefe", "#8c8c8c"
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9"
 WIDTH = 4.8  # inches: narrow, so that text stays legible on a telephone
@@ -104,14 +106,9 @@ def legend(figure: Figure, axes: Axes, columns: int = 3) -> None:
                   labelcolor=INK)
 
 
-def wrapped(label: str, width: int = 22) -> str:
-    """A method's label in lines of at most `width` characters where its colons and commas allow it."""
-    lines = [""]
-    for part in re.findall(r"[^:,]+[:,]*|[:,]+", label):
-        if lines[-1] and len(lines[-1] + part) > width:
-            lines.append("")
-        lines[-1] += part
-    return "\n".join(lines).replace("$", r"\$")  # matplotlib reads $ as mathematics
+def wrapped(label: str, width: int = NAME) -> str:
+    """A method's label in lines that a figure has room for."""
+    return broken(label, width).replace("$", r"\$")  # matplotlib reads $ as mathematics
 
 
 def _inline(svg: str, name: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 NOTHING = "–"
+NAME = 22  # characters of a method's label that fit anywhere
 Spec = dict[str, Callable[[Any], str]]  # by head: what a column prints of a row
 
 
@@ -78,6 +79,16 @@ def limits(row: Any) -> str:
 def percent(share: float, digits: int = 1) -> str:
     """A share in percent, without the sign."""
     return NOTHING if missing(share) else f"{100 * share:.{digits}f}"
+
+
+def broken(label: str, width: int = NAME) -> str:
+    """A method's label in lines of at most `width` characters where its colons and commas allow it."""
+    lines = [""]
+    for part in re.findall(r"[^:,]+[:,]*|[:,]+", label):
+        if lines[-1] and len(lines[-1] + part) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
 
 
 def spelled(temperature: float, top_k: int, top_p: float) -> str:

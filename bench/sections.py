@@ -11,6 +11,7 @@ from bench.canvas import Picture
 from bench.contents import Run
 from bench.layout import Table, fixed, limits, significant
 from bench.peers import PEERS, in_peer_definition
+from bench.quantities import SEQUENCE
 from bench.record import BASELINE, TWIN
 
 FLAGS = {  # as `stats.main_table` spells them -> what they mean
@@ -108,7 +109,7 @@ def _counted(number: int, name: str) -> str:
 def results(run: Run, found: Findings) -> Section:
     """The main table."""
     best = [] if run.mark else _best(found.main)  # made-up weights accept what they accept by accident
-    text = [*best, _floor(found.main), *_broken(found.both), *_meanings(found.both["flags"])]
+    text = [*best, _floor(found.main), *_broken(found.both), *_meanings(found.both["flags"]), *_cards(run.records)]
     shown = tables.results("main", "Speedup", found.main, run.quality)
     return Section("results", "Results", text, shown, _marked(run, figures.speedup(found.both, _floor_of(run))))
 
@@ -150,6 +151,16 @@ def _broken(both: pd.DataFrame) -> list[str]:
 def _meanings(flags: pd.Series) -> list[str]:
     raised = " ".join(flags)
     return [meaning for flag, meaning in FLAGS.items() if flag in raised]
+
+
+def _cards(records: pd.DataFrame) -> list[str]:
+    """What a run says that was resumed on another card of the same model."""
+    card = records.settings.map(lambda settings: settings.get("card", ""))
+    split = card.groupby([records[name] for name in SEQUENCE]).nunique() > 1
+    return [] if card.nunique() < 2 else [
+        f"Measured on {card.nunique()} cards, which differ by a few percent; {split.sum()} of {len(split)} turns were "
+        "not measured by all methods on the same one."
+    ]  # fmt: skip
 
 
 def lossy(run: Run, found: Findings) -> Section:

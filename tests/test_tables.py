@@ -1,13 +1,15 @@
 """Tables as a reader sees them: gaps where nothing was measured, few digits, and no number without its meaning."""
 
+from dataclasses import replace
+
 import pytest
 import synthetic
 from test_report import markdown_tables, page_of
 
-from bench import tables
+from bench import report, tables
 from bench.contents import load
 from bench.layout import percent, significant
-from bench.record import BASELINE, TWIN
+from bench.record import BASELINE, FILE, TWIN
 from bench.sections import find
 
 
@@ -47,6 +49,17 @@ def test_quality_that_was_not_measured_is_a_gap_beside_every_speedup(tmp_path):
     heads, *rows = markdown_tables(page := page_of(tmp_path))["Speedup"]
     assert {row[heads.index("Quality (%)")] for row in rows} == {"–"}
     assert page.count("Quality: not measured") == 2  # the lossy table as well
+
+
+def test_several_cards_are_told(tmp_path):
+    """The run was resumed elsewhere in the middle of a turn; references are on few questions, and that is no matter."""
+    run = synthetic.records(shape=synthetic.Shape(questions=3, repeats=1, tokens=16))
+    half = len(run) // 2
+    moved = [replace(record, settings=record.settings | {"card": "a" if number < half else "b"})
+             for number, record in enumerate(run)]
+    for records, said in ((run, 0), (moved, 1)):
+        (tmp_path / FILE).write_text("".join(record.to_json() + "\n" for record in records))
+        assert report.markdown(load(tmp_path)).count("on 2 cards, which differ by a few percent; 1 of 3 turns") == said
 
 
 def test_numbers_keep_three_digits_and_no_exponent():
