@@ -83,16 +83,16 @@ class Groups:
         before = tokens - 1 + torch.arange(slots, device=self.row.device)
         return torch.where(self.place == 0, self.row, before)
 
-    def below(self, tokens: Structure) -> Structure:
-        """The structure of the whole tree: `tokens`, that of its token rows, and these groups hanging from them."""
-        slots, rows = self.row.shape[1], self.count.shape[1]
-        slot = torch.arange(slots, device=self.row.device)
-        above = tokens.ancestors.gather(1, self.row[..., None].expand(-1, -1, rows))  # [B, m, rows]
-        before = (self.row[:, :, None] == self.row[:, None]) & (slot <= slot[:, None])
-        seen = torch.cat([tokens.ancestors, above], 1), torch.cat([torch.zeros_like(above).mT, before], 1)
-        depths = tokens.depths.gather(1, self.row) + 1 + self.place
-        live = tokens.live.gather(1, self.row)
-        return Structure(torch.cat(seen, 2), torch.cat([tokens.depths, depths], 1), torch.cat([tokens.live, live], 1))
+    def structure(self, drafts: Tensor) -> Structure:
+        """Of a root, drafts in a line, those past `drafts` [B] of them being padding, and these groups under them."""
+        tokens = self.count.shape[1]
+        index = torch.arange(tokens + self.row.shape[1], device=self.row.device)
+        hangs = torch.cat([index[:tokens].expand_as(self.count), self.row], 1)  # [B, rows]: from which token row
+        deeper = torch.cat([torch.zeros_like(self.count), self.place + 1], 1)
+        live = hangs <= drafts[:, None]
+        line = (index <= hangs[..., None]) & live[..., None] | (index == hangs[..., None])  # [B, rows, token rows]
+        group = (hangs[:, None] == hangs[..., None]) & (index <= index[:, None])  # [B, rows, slots]
+        return Structure(torch.where(index < tokens, line, group), torch.where(live, hangs, 0) + deeper, live)
 
     def under(self, row: Tensor, longest: int) -> Tensor:
         """Indices of the `longest` first slots under `row` [B] -> [B, longest]; those past its count are others'."""

@@ -142,14 +142,15 @@ class PTP(Method):
         s, row = self.sequences, torch.arange(rows, device=self.sequences.device)
         tokens = torch.cat([s.root_tokens(), self.drafts[:, : rows - 1]], 1)
         parents = torch.where(row <= self.length[:, None], (row - 1).clamp(min=0), row)
-        structure = chain(rows, s.batch, s.device, self.length)
         if count is None:
+            structure = chain(rows, s.batch, s.device, self.length)
             return Tree(tokens, parents, depth=rows - 1, is_chain=True, structure=structure)
         self.groups = groups = Groups.of(count, slots)
         whose = s.root[:, None] + groups.row + 1 + groups.place  # the position whose `u` each slot takes
         whose = whose.clamp(max=self.inputs.shape[1] - 1)[..., None].expand(-1, -1, self.inputs.shape[2])
         return Tree(tokens, torch.cat([parents, groups.parents()], 1), depth=rows - 1, is_chain=True,
-                    slots=self.inputs.gather(1, whose), slot_shift=self.kind.known, structure=groups.below(structure))
+                    slots=self.inputs.gather(1, whose), slot_shift=self.kind.known,
+                    structure=groups.structure(self.length))
 
     def observe(self, seen: Seen) -> None:
         """The group under the last kept row becomes the next draft."""

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from bench.tree import Structure, chain
+from bench.tree import Structure
 from ptp.budget import Groups, allot, gains, hypotheses, majorant
 
 
@@ -126,7 +126,6 @@ def test_the_structure_is_that_of_the_parents():
         groups = Groups.of(torch.nn.functional.one_hot(dealt, rows).sum(1), slots)
         row = torch.arange(rows)
         parents = torch.where(row <= drafts[:, None], (row - 1).clamp(min=0), row)
-        made, general = (groups.below(chain(rows, batch, "cpu", drafts)),
-                         Structure.of(torch.cat([parents, groups.parents()], 1)))
+        made, general = groups.structure(drafts), Structure.of(torch.cat([parents, groups.parents()], 1))
         for name in ("ancestors", "depths", "live"):
             assert torch.equal(getattr(made, name), getattr(general, name)), name
