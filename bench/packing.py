@@ -18,7 +18,7 @@ PADDING = -1
 
 @dataclass
 class Batch:
-    """Rows of texts. One that does not fit into the rest of a row goes on in the next as another."""
+    """Rows of texts."""
 
     tokens: Tensor  # [B, T] int64
     texts: Tensor  # [B, T] int64: which text of its row a token belongs to; PADDING behind the last
@@ -71,19 +71,31 @@ class Batch:
         return lambda sequence, head, row, column: (column >= first[sequence, row]) & (column <= row)
 
 
-def packed(texts: Sequence[Text], rows: int, length: int) -> Batch:
-    """`rows` rows of `length` tokens from the beginning of `texts`; padding where they do not suffice."""
-    room = rows * length
-    tokens, owner, greedy = np.zeros(room, np.int64), np.full(room, PADDING), np.zeros(room, np.bool_)
-    used = 0
-    for number, text in enumerate(texts):
-        part = text.ids[: room - used]
-        here = slice(used, used + len(part))
-        tokens[here], owner[here] = part, number
-        for begin, end in text.answers:
-            greedy[here][begin:end] = text.greedy
-        used += len(part)
-    return Batch(*(torch.from_numpy(flat).view(rows, length) for flat in (tokens, owner, greedy)))
+def packed(rows: Sequence[Sequence[Text]], count: int, length: int) -> Batch:
+    """`count` rows of `length` tokens, each of its texts in a row, cut where the row ends; padding for the rest."""
+    shape = (count, length)
+    tokens, owner, greedy = np.zeros(shape, np.int64), np.full(shape, PADDING), np.zeros(shape, np.bool_)
+    for row, texts in enumerate(rows):
+        used = 0
+        for number, text in enumerate(texts):
+            part = text.ids[: length - used]
+            here = (row, slice(used, used + len(part)))
+            tokens[here], owner[here] = part, number
+            for begin, end in text.answers:
+                greedy[here][begin:end] = text.greedy
+            used += len(part)
+    return Batch(*map(torch.from_numpy, (tokens, owner, greedy)))
+
+
+def shelved(texts: Sequence[Text], length: int) -> Iterator[list[Text]]:
+    """Texts in rows of at most `length` tokens, none of them cut that could be whole."""
+    row: list[Text] = []
+    for text in texts:
+        if row and sum(len(t.ids) for t in (*row, text)) > length:
+            yield row
+            row = []
+        row.append(text)
+    yield row
 
 
 @dataclass(frozen=True)
@@ -96,23 +108,25 @@ class Reader:
     seed: int
 
     def at(self, step: int) -> Batch:
-        """The batch of a step: texts drawn at random, as many as its rows hold."""
-        random, drawn, room = np.random.default_rng((self.seed, step)), [], self.rows * self.length
-        while room > 0:
+        """The batch of a step: texts drawn at random until every row is full. The last of a row is cut.
+
+        No text begins in its middle: what went before decides what follows, and decoding always has seen it.
+        """
+        random = np.random.default_rng((self.seed, step))
+        return packed([self.row(random) for _ in range(self.rows)], self.rows, self.length)
+
+    def row(self, random: np.random.Generator) -> list[Text]:
+        """Texts that fill a row."""
+        drawn: list[Text] = []
+        while sum(len(text.ids) for text in drawn) < self.length:
             drawn.append(self.texts[int(random.integers(len(self.texts)))])
-            room -= len(drawn[-1].ids)
-        return packed(drawn, self.rows, self.length)
+        return drawn
 
     def whole(self, rows: int) -> Iterator[Batch]:
-        """All texts once, from the first on, `rows` rows at a time; all batches have one shape."""
-        start = 0
-        while start < len(self.texts):
-            end, room = start, rows * self.length
-            while end < len(self.texts) and (end == start or len(self.texts[end].ids) <= room):
-                room -= len(self.texts[end].ids)
-                end += 1
-            yield packed(self.texts[start:end], rows, self.length)
-            start = end
+        """All texts once, whole, from the first on, `rows` rows at a time; all batches have one shape."""
+        shelves = list(shelved(self.texts, self.length))
+        for start in range(0, len(shelves), rows):
+            yield packed(shelves[start : start + rows], rows, self.length)
 
 
 class Supply:

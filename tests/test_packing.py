@@ -22,20 +22,33 @@ def texts(count, seed=0, words=40):
 
 def test_packing_by_hand():
     some = [Text(np.array(ids, np.int32), (0, 0), answer, greedy=greedy)
-            for ids, answer, greedy in (([1, 2, 3], 0, False), ([4, 5, 6, 7], 1, True))]
-    batch = packed(some, 2, 5)
-    assert batch.tokens.tolist() == [[1, 2, 3, 4, 5], [6, 7, 0, 0, 0]]
-    assert batch.texts.tolist() == [[0, 0, 0, 1, 1], [1, 1, PADDING, PADDING, PADDING]]
-    assert batch.greedy.tolist() == [[False] * 4 + [True], [True, True, False, False, False]]
+            for ids, answer, greedy in (([1, 2, 3], 0, False), ([4, 5, 6, 7], 1, True), ([6, 7], 0, True))]
+    batch = packed([some[:2], some[2:]], 3, 5)
+    assert batch.tokens.tolist() == [[1, 2, 3, 4, 5], [6, 7, 0, 0, 0], [0] * 5]
+    assert batch.texts.tolist() == [[0, 0, 0, 1, 1], [0, 0, PADDING, PADDING, PADDING], [PADDING] * 5]
+    assert batch.greedy.tolist() == [[False] * 4 + [True], [True, True, False, False, False], [False] * 5]
     assert batch.positions().tolist()[0] == [0, 1, 2, 0, 1]
-    assert batch.firsts().tolist() == [[0, 0, 0, 3, 3], [0, 0, 2, 2, 2]]
-    assert batch.follows().tolist() == [[False, True, True, False, True], [False, True, False, False, False]]
-    assert batch.followed(1).tolist() == [[True, True, False, True, False], [True, False, False, False, False]]
-    assert batch.later(2).tolist() == [[3, 4, 5, 0, 0], [0, 0, 0, 0, 0]]
+    assert batch.firsts().tolist()[:2] == [[0, 0, 0, 3, 3], [0, 0, 2, 2, 2]]
+    assert batch.follows().tolist()[:2] == [[False, True, True, False, True], [False, True, False, False, False]]
+    assert batch.followed(1).tolist()[:2] == [[True, True, False, True, False], [True, False, False, False, False]]
+    assert batch.later(2).tolist()[:2] == [[3, 4, 5, 0, 0], [0, 0, 0, 0, 0]]
+
+
+def test_rows_begin_with_texts_and_held_out_ones_are_whole():
+    some = [text.ids.tolist() for text in texts(20)]
+    reader, cut = Reader(texts(20), 3, 64, seed=3), 0
+    for batch, held_out in [(reader.at(0), False), *((batch, True) for batch in reader.whole(3))]:
+        for row, ids in zip(batch.tokens, batch.texts, strict=True):
+            for number in set(ids.tolist()) - {PADDING}:
+                part = row[ids == number].tolist()
+                assert any(text[: len(part)] == part for text in some)
+                assert part in some or not held_out
+                cut += part not in some
+    assert cut
 
 
 def test_every_answer_of_a_greedy_text_is_greedy():
-    batch = packed([Text(np.arange(9, dtype=np.int32), (5, 6), 7, ((1, 2), (3, 4)), greedy=True)], 1, 10)
+    batch = packed([[Text(np.arange(9, dtype=np.int32), (5, 6), 7, ((1, 2), (3, 4)), greedy=True)]], 1, 10)
     assert batch.greedy[0].tolist() == [False] * 3 + [True] + [False] * 3 + [True] * 2 + [False]
     assert batch.silent(Law(0.7), 2)[0].tolist() == [False, True] + [False] * 3 + [True] * 2 + [False] * 3
     assert batch.silent(Law()).all()
@@ -43,7 +56,7 @@ def test_every_answer_of_a_greedy_text_is_greedy():
 
 def test_a_packed_pass_is_that_of_each_text_alone():
     some = texts(5)
-    batch = packed(some, 1, sum(len(t.ids) for t in some))
+    batch = packed([some], 1, sum(len(t.ids) for t in some))
     whole, start = read(TINY.model, batch).hidden[0], 0
     for text in some:
         alone = read(TINY.model, Batch.whole(torch.tensor(text.ids.tolist())[None])).hidden[0]

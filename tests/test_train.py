@@ -160,7 +160,7 @@ def test_training_lowers_the_loss_and_raises_the_acceptance(text):
 
 def test_a_draft_of_all_layers_is_its_target():
     one = lesson("draft_model:layers=2:k=3", TINY, Law(0.7))
-    batch = packed(texts(4), 2, 64)
+    batch = packed([texts(4)[:2], texts(4)[2:]], 2, 64)
     accepted = one.acceptance(batch)
     assert torch.equal(accepted[:, 0], 4 * accepted[:, 1])
     assert (accepted > 0).all()
@@ -170,7 +170,7 @@ def test_a_draft_of_all_layers_is_its_target():
 def test_heads_are_scored_at_the_right_tokens():
     """Texts in which everything is known ahead: heads that add i + 2 would be perfect, others are always wrong."""
     one: Any = lesson("medusa:heads=2", TINY, LAW)
-    batch = packed(texts(4), 2, 64)
+    batch = packed([texts(4)[:2], texts(4)[2:]], 2, 64)
     rights = torch.cat(list(one.rights(batch)))
     assert len(rights) == batch.followed(3).sum()
     one.measure([batch])
