@@ -9,13 +9,14 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.evaluator import evaluate
 
-from bench import suite, tasks, zoo
+from bench import quality, suite, tasks, zoo
 from bench.__main__ import main
 from bench.errors import BenchError
 from bench.harness import HarnessModel, Made
 from bench.measure import Team
 from bench.prompts import QUALITY
 from bench.quality import Answer, Result, compare, mcnemar
+from bench.record import BASELINE
 
 torch.set_num_threads(1)
 TEXTS = ("a b c a b c a b", "Who?", "ab ab ab ab ab ab ab ab", "x" * 40, "The end")
@@ -217,6 +218,27 @@ def test_the_command_writes_what_the_report_reads(tmp_path, capsys):
     assert {entry["items"] for entry in found.values()} == {3}
     assert len((out / "quality_answers.jsonl").read_text().splitlines()) == 6
     assert f"its score: {DRAFTING}." in capsys.readouterr().out
+
+
+def test_a_run_is_asked_as_it_was_run_and_all_items(monkeypatch, tmp_path, capsys):
+    """Its law and its methods in the loop; how many questions it had, and how long answers were, is another matter."""
+    run, other, seen = tmp_path / "run", tmp_path / "other", []
+    for directory in (run, other):
+        directory.mkdir()
+        asked = suite.chosen({"suite": "smoke", "methods": (DRAFTING, "hf_eager"), "device": "cpu", "dtype": "float64",
+                              "temperature": 0.5, "limit": 2})
+        (directory / "provenance.json").write_text(json.dumps({"settings": asked.published()}))
+    monkeypatch.setattr(quality, "measure", lambda *given: seen.append(given) or {BASELINE: result(("a", 1))})
+    assert main(["quality", str(run)]) == main(["quality", str(run), "--limit", "5", "--max-new-tokens", "9"]) == 0
+    (first, _, length), (second, _, longer) = seen
+    assert (first.target, first.temperature, first.dtype, first.methods) == ("tiny", 0.5, "float64", (DRAFTING,))
+    assert (first.limit, length, second.limit, longer) == (None, None, 5, 9)
+    assert json.loads((run / "quality.json").read_text())[BASELINE]["score"] == 1
+    assert main(["quality", str(run), "--temperature", "0.9"]) == 2
+    assert main(["quality", "--target", "tiny", "--device", "cpu", "--out", str(other)]) == 2
+    assert main(["quality", str(run), "--out", str(other)]) == 2
+    assert capsys.readouterr().err.count(f"{other} holds a run") == 2
+    assert len(seen) == 2
 
 
 @pytest.mark.parametrize(("flags", "message"), [
