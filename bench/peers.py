@@ -110,7 +110,7 @@ def read_vllm(path: str | Path, method: str | None = None, output_tokens: int | 
     rows = _vllm_rows(found if isinstance(found, dict) else {}, np.nan if output_tokens is None else output_tokens)
     if not rows:
         raise BenchError(f"{path} is no result of vllm bench serve, latency or throughput")
-    out = pd.DataFrame(rows, columns=["tokens", "time_s", "acceptance"])
+    out = pd.DataFrame(rows, columns=["tokens", "time_s", "acceptance"], dtype=float)  # null becomes NaN
     out["method"], out["category"] = method or path.stem, "all"
     out["question_id"] = range(len(out))
     out["steps"] = out.tokens / out.acceptance

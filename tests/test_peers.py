@@ -104,8 +104,10 @@ def test_vllm_serve(tmp_path):
     assert (row.method, row.category, row.tokens, row.time_s) == ("eagle", "all", 400, 8)
     assert (row.acceptance, row.steps) == (2.5, 160)
     plain = {key: value for key, value in SERVE.items() if not key.startswith("spec")}
-    (tmp_path / "plain.json").write_text(json.dumps(plain))
-    assert np.isnan(peers.read_vllm(tmp_path / "plain.json").acceptance[0])
+    for content in (plain, plain | {"spec_decode_acceptance_length": None}):
+        (tmp_path / "plain.json").write_text(json.dumps(content))
+        found = peers.read_vllm(tmp_path / "plain.json")
+        assert np.isnan(found.acceptance[0]) and np.isnan(found.steps[0])
 
 
 def test_vllm_latency_and_throughput(tmp_path):
