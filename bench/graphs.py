@@ -1,4 +1,4 @@
-"""CUDA graphs: a phase is captured once per configuration and replayed; on a CPU it simply runs."""
+"""CUDA graphs: work is compiled and captured once, then replayed; on a CPU it simply runs."""
 
 from collections.abc import Callable
 
@@ -7,11 +7,11 @@ import torch
 Phase = Callable[[], None]
 
 
-def capture(phases: list[Phase], device: torch.device, warmups: int = 3) -> list[Phase]:
-    """One replayable program per phase, sharing one memory pool.
+def prepared(phases: list[Phase], device: torch.device, warmups: int = 3) -> list[Phase]:
+    """The phases compiled (forward passes bring their own kernels and are left alone), on a CPU as they are.
 
-    The phases are compiled (forward passes bring their own kernels and are left alone) and run `warmups` times, in
-    order, so that nothing is compiled later; whatever state they change is the caller's to reset.
+    They run `warmups` times, in order, so that nothing is compiled later; whatever state they change is the caller's
+    to reset.
     """
     if device.type != "cuda":
         return phases
@@ -24,8 +24,7 @@ def capture(phases: list[Phase], device: torch.device, warmups: int = 3) -> list
                 phase()
     torch.cuda.current_stream(device).wait_stream(stream)
     torch.cuda.synchronize(device)
-    pool = torch.cuda.graph_pool_handle()
-    return [record(phase, pool) for phase in phases]
+    return phases
 
 
 def compiled(phase: Phase) -> Phase:
@@ -40,11 +39,18 @@ def nothing() -> None:
     """The phase of a method that has nothing to do there."""
 
 
-def record(phase: Phase, pool) -> Phase:
-    """Capture one phase."""
-    if phase is nothing:
-        return nothing
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
-        phase()
-    return graph.replay
+def recorded(works: list[Phase], device: torch.device) -> list[Phase]:
+    """Every work as one graph, on a CPU as it is. They share memory, so only one may run at a time.
+
+    Each runs once before it is captured: an event, for one, must exist by then.
+    """
+    if device.type != "cuda":
+        return works
+    pool, replays = torch.cuda.graph_pool_handle(), []
+    for work in works:
+        work()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool):
+            work()
+        replays.append(graph.replay)
+    return replays

@@ -1,6 +1,7 @@
 """The decoding loop: the only code that calls the target while decoding."""
 
 import time
+from collections import deque
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,11 +11,11 @@ import torch
 from torch import Tensor
 
 from bench.forward import Forward, Result, forward_for, prefill
-from bench.graphs import Phase, capture, nothing
+from bench.graphs import Phase, nothing, prepared, recorded
 from bench.model import Adapter
 from bench.sampling import Law
 from bench.sequences import SLACK, Prompt, Sequences
-from bench.timing import PHASES, clock_for, synchronize
+from bench.timing import PHASES, Clock, clock_for, synchronize
 from bench.tree import Tree
 from bench.verify import VERIFIERS, Outcome, Trial
 
@@ -124,17 +125,52 @@ class Raw:
     wall_ms: float
 
 
+@dataclass
+class Program:
+    """One step, ready to run: on CUDA a graph with the events inside. The clock has its times until it runs again."""
+
+    work: Phase
+    clock: Clock
+
+    def run(self) -> Clock:
+        """Start the step."""
+        self.work()
+        return self.clock
+
+
+def marked(phases: list[Phase], clock: Clock) -> None:
+    """All phases of a step, with a mark at every border."""
+    clock.reset()
+    clock.mark()
+    for phase in phases:
+        phase()
+        clock.mark()
+
+
+def programs(steps: list[Step], device: torch.device) -> list[Program]:
+    """The kinds of step in turn, and that several times over: times are read while later steps run."""
+    phases = [prepared(step.phases(), device) for step in steps] * (SLACK + 1)
+    clocks = [clock_for(device) for _ in phases]
+    works = recorded([partial(marked, *pair) for pair in zip(phases, clocks, strict=True)], device)
+    return [Program(work, clock) for work, clock in zip(works, clocks, strict=True)]
+
+
 class Decoder:
-    """One method, ready to decode batch after batch: its phases are captured once."""
+    """One method, ready to decode batch after batch: its steps are captured once."""
 
     def __init__(self, method: Method, sequences: Sequences):
         self.method, self.sequences = method, sequences
-        self.clock = clock_for(sequences.device)
         self.done = DoneFlag(sequences.done)
         forward, kinds = forward_for(sequences.target, sequences.cache), range(len(method.rows))
         method.start()
-        self.steps = [Step(method, forward, kind) for kind in kinds]  # they own the memory that captured phases use
-        self.kinds = [capture(step.phases(), sequences.device) for step in self.steps]
+        self.steps = [Step(method, forward, kind) for kind in kinds]
+        self.programs = programs(self.steps, sequences.device)
+        self.times: list[list[float]] = []  # per step, of each phase, in milliseconds
+
+    @property
+    def clock(self) -> Clock:
+        """One of the clocks, all of which are alike."""
+        return self.programs[0].clock
 
     @torch.inference_mode()
     def decode(self, prompts: list[Prompt], max_new_tokens: int, end_ids: frozenset[int] = frozenset()) -> Raw:
@@ -153,20 +189,19 @@ class Decoder:
 
     def run(self, max_new_tokens: int) -> None:
         """The loop. Each step keeps at least one token per sequence that is not done."""
-        self.clock.reset()
+        self.times, running = [], deque[Clock]()
         for step in range(max_new_tokens + SLACK):
-            self.clock.mark()
-            for phase in self.kinds[step % len(self.kinds)]:
-                phase()
-                self.clock.mark()
+            running.append(self.programs[step % len(self.programs)].run())
+            if len(running) > SLACK:
+                self.times.append(running.popleft().intervals())
             if self.done.seen(step):
-                return
+                break
+        self.times += [clock.intervals() for clock in running]
 
     def collect(self, lengths: list[int], prefill_ms: float, wall_ms: float) -> Raw:
         """Bring everything to the host."""
-        log, intervals = self.sequences.log, self.clock.intervals()
-        steps = (len(intervals) + 1) // (len(PHASES) + 1)
-        phases = {name: intervals[i :: len(PHASES) + 1] for i, name in enumerate(PHASES)}
+        log, steps = self.sequences.log, len(self.times)
+        phases = {name: list(times) for name, times in zip(PHASES, zip(*self.times, strict=True), strict=True)}
         tokens, ends = self.sequences.tokens.tolist(), self.sequences.lengths.tolist()
         accepted, drafted = log.counts[:steps].transpose(0, 1).tolist()
         rows = [self.method.rows[step % len(self.method.rows)] for step in range(steps)]

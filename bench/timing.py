@@ -1,4 +1,4 @@
-"""Clocks: a mark at every border between phases, read only after the loop has ended."""
+"""Clocks: a mark at every border between phases, read only when the device is past it."""
 
 import time
 from dataclasses import dataclass, field
@@ -31,20 +31,23 @@ class HostClock:
 
 @dataclass
 class CudaClock:
-    """CUDA events in the order of the stream: marking does not wait for the device, reading does."""
+    """CUDA events in the order of the stream: marking does not wait for the device, reading does.
+
+    External ones: a captured mark is part of the graph, and every replay records it anew.
+    """
 
     name: str = "cuda events"
     events: list[torch.cuda.Event] = field(default_factory=list)
     used: int = 0
 
     def reset(self) -> None:
-        """Forget all marks; the events are kept for the next run."""
+        """Forget all marks; the events are kept for the next ones."""
         self.used = 0
 
     def mark(self) -> None:
         """Record an event at a border."""
         if self.used == len(self.events):
-            self.events.append(torch.cuda.Event(enable_timing=True))
+            self.events.append(torch.cuda.Event(enable_timing=True, external=True))
         self.events[self.used].record()
         self.used += 1
 

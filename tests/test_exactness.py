@@ -108,7 +108,7 @@ def test_what_a_method_does_in_a_step_is_one_device_program(name, truth, monkeyp
                 for i, phase in enumerate(phases)]
 
     torch.compiler.reset()
-    monkeypatch.setattr(loop, "capture", traced)
+    monkeypatch.setattr(loop, "prepared", traced)
     for law in ("greedy", "top-k"):
         texts = tiny.decode(tiny.registered(name, TARGET), TARGET, tiny.LAWS[law], WORK[law][1][:2], LIMIT)
         assert [text.tokens for text in texts] == truth[law][8:16]

@@ -12,7 +12,7 @@ import torch
 
 from bench import zoo
 from bench.forward import forward_for
-from bench.graphs import capture
+from bench.graphs import prepared, recorded
 from bench.loop import Decoder, timed
 from bench.methods import METHODS, parse_one
 from bench.noise import NoiseKey
@@ -55,7 +55,7 @@ class ByHand:
         self.forward = forward_for(sequences.target, sequences.cache)
         self.token, self.root = (torch.zeros(shape, dtype=torch.int64, device=device) for shape in ((1, 1), (1,)))
         self.parents, self.structure = chain_parents(1, 1, device), chain(1, 1, device)
-        [self.step] = capture([self.advance], device)
+        [self.step] = recorded(prepared([self.advance], device), device)
 
     def advance(self) -> None:
         tree = Tree(self.token, self.parents, depth=0, is_chain=True, structure=self.structure)
@@ -76,7 +76,8 @@ def test_phase(benchmark, target, sequences, method, phase):
     """One phase of a step in the middle of a text, after those before it."""
     one, place = decoder(method, sequences), PHASES.index(phase)
     one.decode([prompt(target)], TOKENS)
-    steps = one.kinds[0]
+    phases = prepared(one.steps[0].phases(), sequences.device)
+    steps = [work for phase in phases for work in recorded([phase], sequences.device)]  # each with memory of its own
 
     def before() -> None:
         sequences.fill([prompt(target)], TOKENS, frozenset())
