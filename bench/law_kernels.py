@@ -1,4 +1,4 @@
-"""Triton kernels that draw a token from a law of few ids: same result as `pick(noise, law(logits))`.
+"""Triton kernels that draw a token from a law of few ids: same results as `pick` and `Landing.of` with `law(logits)`.
 
 Two launches: chunks of a row find their own best ids, then one program per row finds the best of those and draws.
 """
@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bench.sampling import MASS_BITS, MAX_VOCAB, NOISE_BITS, Law
+from bench.sampling import MASS_BITS, MAX_VOCAB, NOISE_BITS, Landing, Law
 
 CHUNK = 1024  # logits per program of the first launch
 MOST = 64  # largest top-k served here
@@ -54,14 +54,16 @@ def chunk_kernel(logits, orders, ids, vocab, chunks, K: tl.constexpr, WIDTH: tl.
 
 
 @triton.jit
-def draw_kernel(orders, ids, noise, out, candidates, TEMPERATURE: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr,
-                MASS_BITS: tl.constexpr, NOISE_BITS: tl.constexpr):
-    """The token of each row among its candidates -> out [rows] int64."""
+def draw_kernel(orders, ids, noise, out, margin, candidates, TEMPERATURE: tl.constexpr, K: tl.constexpr,
+                BLOCK: tl.constexpr, MASS_BITS: tl.constexpr, NOISE_BITS: tl.constexpr):
+    """The token of each row among its candidates -> out [rows] int64; its margin [rows] float64 if there is room."""
     row, at = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
+    u = tl.load(noise + row)
     order = tl.load(orders + row * candidates + at, at < candidates, -1)
     top = tl.max(order, 0)
     if K == 1:
         index = tl.min(tl.where(order == top, at, BLOCK), 0)
+        inside = tl.minimum(u, (1 << NOISE_BITS) - u).to(tl.float64) / (1 << NOISE_BITS)
     else:
         chosen = best(order, K) & (order >= 0)
         signed = (order - 2147483648).to(tl.int32)
@@ -72,10 +74,14 @@ def draw_kernel(orders, ids, noise, out, candidates, TEMPERATURE: tl.constexpr, 
         share = weight.to(tl.float64) / tl.sum(weight, 0).to(tl.float64)
         half_even = 4503599627370496.0  # 2^52: adding it rounds to an integer
         mass = ((share * (1 << MASS_BITS) + half_even) - half_even).to(tl.int64)
-        cumulative = tl.cumsum(mass, 0)
-        bar = tl.load(noise + row) * tl.sum(mass, 0)
-        index = tl.sum(((cumulative << NOISE_BITS) <= bar).to(tl.int32), 0)
+        total, edges = tl.sum(mass, 0), tl.cumsum(mass, 0) << NOISE_BITS
+        bar = u * total
+        index = tl.sum((edges <= bar).to(tl.int32), 0)
+        near = tl.minimum(bar, tl.min(tl.abs(edges - bar), 0))  # of all edges those of u's own bin are nearest
+        inside = near.to(tl.float64) / (total << NOISE_BITS).to(tl.float64)
     tl.store(out + row, tl.load(ids + row * candidates + index))
+    if margin is not None:
+        tl.store(margin + row, inside)
 
 
 def serves(law: Law, logits: Tensor) -> bool:
@@ -84,8 +90,14 @@ def serves(law: Law, logits: Tensor) -> bool:
     return logits.is_cuda and few and logits.shape[-1] < MAX_VOCAB
 
 
-def draw(noise: Tensor, logits: Tensor, law: Law) -> Tensor:
-    """noise [..] int64, logits [.., vocab] float32 -> ids [..] int64."""
+def land(noise: Tensor, logits: Tensor, law: Law) -> Landing:
+    """noise [..] int64, logits [.., vocab] float32 -> ids and margins [..]."""
+    margin = torch.empty(noise.shape, dtype=torch.float64, device=logits.device)
+    return Landing(draw(noise, logits, law, margin), margin)
+
+
+def draw(noise: Tensor, logits: Tensor, law: Law, margin: Tensor | None = None) -> Tensor:
+    """noise [..] int64, logits [.., vocab] float32 -> ids [..] int64; fills `margin` [..] float64 where it is given."""
     k = 1 if law.temperature == 0 else law.top_k
     flat = logits.flatten(0, -2).contiguous()
     rows, vocab = flat.shape
@@ -94,6 +106,6 @@ def draw(noise: Tensor, logits: Tensor, law: Law) -> Tensor:
     out = torch.empty(noise.shape, dtype=torch.int64, device=logits.device)
     chunk_kernel[(rows, chunks)](flat, orders, ids, vocab, chunks, K=k, WIDTH=width, CHUNK=CHUNK)
     block = triton.next_power_of_2(chunks * width)
-    draw_kernel[(rows,)](orders, ids, noise.contiguous(), out, chunks * width, float(law.temperature), K=k, BLOCK=block,
-                         MASS_BITS=MASS_BITS, NOISE_BITS=NOISE_BITS, num_warps=8 if block > 1024 else 4)
+    draw_kernel[(rows,)](orders, ids, noise.contiguous(), out, margin, chunks * width, float(law.temperature), K=k,
+                         BLOCK=block, MASS_BITS=MASS_BITS, NOISE_BITS=NOISE_BITS, num_warps=8 if block > 1024 else 4)
     return out

@@ -1,6 +1,7 @@
 """From logits to tokens: the law, and `Pick`, which makes a token a function of its law and one number."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,25 @@ class Choices:
         """Mass of every id of the vocabulary -> [.., vocab] int64."""
         zeros = self.mass.new_zeros(*self.mass.shape[:-1], vocab)
         return zeros.scatter(-1, self.ids, self.mass)
+
+
+@dataclass
+class Landing:
+    """Where `u` falls in a law."""
+
+    ids: Tensor  # [..] int64: what `pick` gives
+    margin: Tensor  # [..] float64: from u to the nearer edge of the id's bin, as a share of the law; 0 to 1/2
+
+    @staticmethod
+    def of(noise: Tensor, choices: Choices) -> "Landing":
+        """The landing of `noise` [..] int64. Integers up to the last division, so devices agree bit for bit."""
+        ends = choices.mass.cumsum(-1)
+        index, total = passed(noise, ends), ends[..., -1:]
+        upper, bar = ends.gather(-1, index), noise[..., None] * total
+        lower = upper - choices.mass.gather(-1, index)
+        near = torch.minimum(bar - (lower << NOISE_BITS), (upper << NOISE_BITS) - bar)
+        margin = near.double() / (total << NOISE_BITS).double()
+        return Landing(choices.ids.gather(-1, index).squeeze(-1), margin.squeeze(-1))
 
 
 @dataclass(frozen=True)
@@ -115,18 +135,34 @@ def nucleus(mass: Tensor, top_p: float) -> Tensor:
 @torch.compiler.disable
 def pick(noise: Tensor, choices: Choices) -> Tensor:
     """The smallest id whose cumulative probability exceeds u. `noise` [..] int64 -> [..] int64 ids."""
-    cumulative = choices.mass.cumsum(-1)
-    bar = noise[..., None] * cumulative[..., -1:]
-    index = ((cumulative << NOISE_BITS) <= bar).sum(-1, keepdim=True)
-    return choices.ids.gather(-1, index).squeeze(-1)
+    return choices.ids.gather(-1, passed(noise, choices.mass.cumsum(-1))).squeeze(-1)
+
+
+def passed(noise: Tensor, ends: Tensor) -> Tensor:
+    """How many bins end at or before u. `noise` [..], `ends` [.., k]: the cumulative law -> [.., 1] int64."""
+    return ((ends << NOISE_BITS) <= noise[..., None] * ends[..., -1:]).sum(-1, keepdim=True)
 
 
 @torch.compiler.disable
 def draw(noise: Tensor, logits: Tensor, law: Law) -> Tensor:
     """The token of `noise` [..] under the law of `logits` [.., vocab] -> [..] int64; fused where kernels serve it."""
-    if logits.is_cuda:
-        from bench import law_kernels  # Triton exists on CUDA machines only
-
-        if law_kernels.serves(law, logits):
-            return law_kernels.draw(noise, logits, law)
+    if kernels := fused(law, logits):
+        return kernels.draw(noise, logits, law)
     return pick(noise, law(logits))
+
+
+@torch.compiler.disable
+def land(noise: Tensor, logits: Tensor, law: Law) -> Landing:
+    """As `draw`, with the margin."""
+    if kernels := fused(law, logits):
+        return kernels.land(noise, logits, law)
+    return Landing.of(noise, law(logits))
+
+
+def fused(law: Law, logits: Tensor) -> Any:
+    """The module of kernels that draw, or None where they do not serve this law."""
+    if not logits.is_cuda:
+        return None
+    from bench import law_kernels  # Triton exists on CUDA machines only
+
+    return law_kernels if law_kernels.serves(law, logits) else None

@@ -5,8 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from bench.sampling import NOISE_BITS, Law, pick
-from ptp.bins import Bins
+from bench.sampling import NOISE_BITS, Law, land
 
 DRAWS = ("argmax", "pick", "greedy")  # greedy: the arg max of a student that was given no noise, for temperature 0
 
@@ -35,9 +34,5 @@ def by_pick(logits: Tensor, noise: Tensor, law: Law) -> Draft:
 
     The student has learned the truncated law. Top-k changes nothing the second time; top-p would cut again.
     """
-    choices = replace(law, top_p=1.0)(logits)
-    tokens = pick(noise, choices)
-    bins = Bins.of(tokens, choices)
-    u, total = noise.double() * 2.0**-NOISE_BITS, bins.total.double()
-    inside = torch.minimum(u - bins.lower / total, (bins.lower + bins.mass) / total - u)
-    return Draft(tokens, inside.clamp(min=2.0**-NOISE_BITS).log().float())
+    landing = land(noise, logits, replace(law, top_p=1.0))
+    return Draft(landing.ids, landing.margin.clamp(min=2.0**-NOISE_BITS).log().float())

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from bench.sampling import NOISE_BITS, Choices, Law, pick
 from ptp.bins import Bins, fractions
+from ptp.draft import by_pick
 
 LAWS = [Law(1.0), Law(0.7, top_k=5), Law(1.3, top_p=0.8), Law(0.2, top_k=9, top_p=0.95), Law()]
 EDGES = torch.tensor([0.0, 1e-12, 0.5, 1 - 1e-12, 1.0], dtype=torch.float64)
@@ -38,6 +39,20 @@ def test_every_u_lies_in_the_bin_of_the_token_it_picks(law):
     bins = Bins.of(pick(u, choices), choices)
     assert (bins.draw(torch.zeros(2000)).noise <= u).all()
     assert (u <= bins.draw(torch.ones(2000)).noise).all()
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_a_draft_drawn_by_pick_is_as_sure_as_u_is_far_from_the_edges_of_its_bin(law):
+    """Of the law without top-p, which the student has learned already."""
+    torch.manual_seed(0)
+    logits, u = torch.randn(300, 4, 12) * 2, torch.randint(1 << NOISE_BITS, (300, 4))
+    u[0] = 0
+    draft, choices = by_pick(logits, u, law), Law(law.temperature, law.top_k)(logits)
+    assert torch.equal(draft.tokens, pick(u, choices))
+    bins = Bins.of(draft.tokens, choices)
+    at, total = u.double() / 2**NOISE_BITS, bins.total.double()
+    inside = torch.minimum(at - bins.lower / total, (bins.lower + bins.mass) / total - at)
+    assert torch.allclose(draft.score, inside.clamp(min=2.0**-NOISE_BITS).log().float(), rtol=1e-6)
 
 
 def test_bins_meet_without_gap_or_overlap():

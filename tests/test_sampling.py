@@ -11,7 +11,21 @@ from scipy import stats
 
 from bench.errors import BenchError
 from bench.noise import NoiseKey
-from bench.sampling import CROWD, MASS_BITS, NOISE_BITS, Choices, Law, best, largest, normalized, nucleus, pick
+from bench.sampling import (
+    CROWD,
+    MASS_BITS,
+    NOISE_BITS,
+    Choices,
+    Landing,
+    Law,
+    best,
+    draw,
+    land,
+    largest,
+    normalized,
+    nucleus,
+    pick,
+)
 
 MANY = settings(max_examples=150, deadline=None, derandomize=True)
 LAST = 2**NOISE_BITS - 1
@@ -49,6 +63,26 @@ def test_pick_is_its_definition_and_never_gives_an_excluded_id(mass, u):
     found = picked(u, choices(mass))
     assert found == slow_pick(u, mass)
     assert mass[found] > 0
+
+
+@MANY
+@given(masses, noise)
+def test_the_margin_is_the_way_to_the_nearer_edge_of_the_bin(mass, u):
+    index, total, at = slow_pick(u, mass), sum(mass), Fraction(u, 2**NOISE_BITS)
+    lower, upper = (Fraction(sum(mass[:end]), total) for end in (index, index + 1))
+    landing = Landing.of(torch.tensor(u), choices(mass))
+    assert landing.ids == index
+    assert landing.margin.item() == pytest.approx(float(min(at - lower, upper - at)), rel=1e-15)
+
+
+@MANY
+@given(st.one_of(coarse, fine), laws, st.lists(noise, min_size=3, max_size=3))
+def test_to_land_is_to_draw_and_to_know_the_margin(logits, law, u):
+    rows, u = torch.tensor([logits, logits, [-x for x in logits]]), torch.tensor(u)
+    landing = land(u, rows, law)
+    assert torch.equal(landing.ids, draw(u, rows, law))
+    for row in range(3):
+        assert landing.margin[row] == Landing.of(u[row], law(rows[row])).margin
 
 
 @MANY

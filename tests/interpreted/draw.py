@@ -1,20 +1,48 @@
-"""The fused draw equals `pick(noise, law(logits))`, id for id: ties, zeros of both signs, both ends of the noise."""
+"""The fused draw equals the plain one of `law(logits)`, bit for bit: ties, both zeros, ends of u and of bins."""
 
 import torch
 
 from bench import law_kernels
-from bench.sampling import NOISE_BITS, Law, pick
+from bench.sampling import NOISE_BITS, Landing, Law, pick
+from ptp.bins import Bins
+
+LAST = (1 << NOISE_BITS) - 1
+LAWS = (Law(), Law(0.7, 1), Law(0.7, 50), Law(1.3, 5), Law(0.31, 64))
+
+
+def some_logits(vocab):
+    """Rows of many kinds: [6, vocab] float32."""
+    logits = torch.randn(6, vocab) * 3
+    logits[1] = logits[1].round()  # many ties
+    logits[2] = 0.0
+    logits[2, 7] = -0.0
+    logits[3] = (logits[3] * 2).round() / 2
+    logits[4] = logits[4].bfloat16().float()  # what a half-precision head leaves
+    logits[5, 3:] = -torch.inf
+    return logits
+
+
+def some_noise(choices):
+    """For each row an end of its law and an end of one of its bins: [2, 6] int64."""
+    bins = Bins.of(pick(torch.randint(1 << NOISE_BITS, (6,)), choices), choices)
+    ends = torch.tensor([0, LAST]).repeat(3)
+    return torch.stack([ends[torch.randperm(6)], bins.draw(torch.randint(2, (6,))).noise])
+
+
+def check(noise, logits, law):
+    """Two launches for all of it, against the plain functions."""
+    expected, landing = Landing.of(noise, law(logits)), law_kernels.land(noise, logits, law)
+    assert torch.equal(landing.ids, expected.ids), (law, noise, expected, landing)
+    assert torch.equal(landing.margin, expected.margin), (law, noise, expected, landing)
+
 
 torch.manual_seed(0)
-for vocab in (1100, 1024, 3000):
-    for law in (Law(), Law(0.7, 50), Law(1.3, 5), Law(0.31, 64)):
-        logits = torch.randn(6, vocab) * 3
-        logits[1] = logits[1].round()  # many ties
-        logits[2] = 0.0
-        logits[2, 7] = -0.0
-        logits[3] = (logits[3] * 2).round() / 2
-        noise = torch.randint(0, 1 << NOISE_BITS, (6,))
-        noise[0], noise[4] = 0, (1 << NOISE_BITS) - 1
-        expected, drawn = pick(noise, law(logits)), law_kernels.draw(noise, logits, law)
-        assert torch.equal(expected, drawn), (vocab, law, expected, drawn)
+for law in LAWS:
+    for vocab in (1100, 1024, 3000, 40):
+        logits = some_logits(vocab)
+        check(some_noise(law(logits)), logits.expand(2, 6, vocab), law)
+    noise = torch.randint(1 << NOISE_BITS, (6,))
+    check(noise, logits, law)
+    assert torch.equal(law_kernels.draw(noise, logits, law), pick(noise, law(logits)))  # without a margin
+check(torch.zeros(0, 3, dtype=torch.int64), torch.zeros(0, 3, 40), LAWS[2])
 print("checked")
