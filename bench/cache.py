@@ -16,7 +16,7 @@ class Cache:
         shape = (config.layers, batch, config.kv_heads, capacity, config.head_dim)
         self.keys = like.new_zeros(shape)  # [layers, B, kv_heads, capacity, head_dim]
         self.values = like.new_zeros(shape)
-        self.batch, self.capacity = batch, capacity
+        self.batch, self.capacity, self.group = batch, capacity, config.heads // config.kv_heads
 
     @property
     def bytes(self) -> int:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from bench.cache import Cache
 from bench.config import Config, RopeScaling
 from bench.errors import BenchError
+from bench.product import product
 from bench.tree import Structure
 
-FEW_ROWS = 16
+KEY_BLOCK, ROW_BLOCK = 512, 4  # a CPU's attention adds up so many keys at once; fewer rows it adds up otherwise
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # layer, queries, keys, values -> attended values
 
@@ -135,10 +136,12 @@ class Transformer(nn.Module):
         c, block = self.config, project.block
         qkv = project("qkv", self.rms(x, block.attention_norm))
         qkv = qkv.unflatten(-1, (-1, c.head_dim)).transpose(1, 2)  # [B, heads + 2 kv_heads, rows, head_dim]
-        q, k, v = qkv.split((c.heads, c.kv_heads, c.kv_heads), 1)
+        qk, v = qkv.split((c.heads + c.kv_heads, c.kv_heads), 1)
         if c.qk_norm:
-            q, k = self.rms(q, block.q_norm), self.rms(k, block.k_norm)
-        attended = attend(project.layer, rotate(q, rotation), rotate(k, rotation), v)
+            q, k = qk.split((c.heads, c.kv_heads), 1)
+            qk = torch.cat([self.rms(q, block.q_norm), self.rms(k, block.k_norm)], 1)
+        q, k = rotate(qk, rotation).split((c.heads, c.kv_heads), 1)
+        attended = attend(project.layer, q, k, v)
         return project("out", attended.transpose(1, 2).flatten(2))
 
     def rms(self, x: Tensor, weight: Tensor | None) -> Tensor:
@@ -151,12 +154,10 @@ class Transformer(nn.Module):
 
     def score(self, hidden: Tensor) -> Tensor:
         """The head: [.., hidden] -> logits [.., vocab], float32 (bf16 would tie the two best of one token in 25)."""
-        if hidden.dtype not in (torch.bfloat16, torch.float16):
-            return product(hidden, self.head).float()
-        if hidden.is_cuda:
+        if hidden.is_cuda and hidden.dtype in (torch.bfloat16, torch.float16):
             flat = torch.mm(hidden.flatten(0, -2), self.head.T, out_dtype=torch.float32)
             return flat.unflatten(0, hidden.shape[:-1])
-        return F.linear(hidden.float(), self.head.float())
+        return product(hidden.to(torch.promote_types(hidden.dtype, torch.float32)), self.head).float()
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Whole sequences, no cache: [B, T] int64 -> [B, T, vocab] float32."""
@@ -179,18 +180,6 @@ class Projection:
         return torch.cat([y[:, :tokens], y[:, tokens:] + self.adapter.delta(self.layer, name, x[:, tokens:])], 1)
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x [B, rows, in] @ weight [out, in]^T.
-
-    With the weight on the left a CPU needs for 2 to 16 rows a third to a half of the time (SmolLM2-135M, float32, two
-    cores without bf16 instructions: 63 ms against 209 for 4 rows, 132 against 340 for 11, 119 against 260 for 16).
-    """
-    if x.is_cuda or not 1 < x.shape[:-1].numel() <= FEW_ROWS:
-        return F.linear(x, weight, bias)
-    y = (weight @ x.flatten(0, -2).T).T.contiguous().unflatten(0, x.shape[:-1])  # one layout, so one rounding
-    return y if bias is None else y + bias
-
-
 def causal(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention of a whole sequence to itself. [B, heads, T, head_dim]."""
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
@@ -199,25 +188,27 @@ def causal(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def attend_tree(cache: Cache, root: Tensor, structure: Structure) -> Attend:
     """Attention of a step's rows: each sees the committed prefix, its ancestors and itself.
 
-    Rows are written to the cache at `root + row`. On a CPU, where reading `root` costs nothing, the unused end
-    of the cache is not looked at.
+    Rows are written to the cache at `root + row`. On a CPU, where reading `root` costs nothing, blocks of keys that
+    are not filled yet are not looked at; whole blocks, so that a row keeps its bits whatever is computed beside it.
     """
-    rows = structure.depths.shape[1]
-    end = int(root.max()) + rows if root.device.type == "cpu" else cache.capacity
+    rows, end, more = structure.depths.shape[1], cache.capacity, 0
+    if root.device.type == "cpu":
+        end = min(-(-(int(root.max()) + rows) // KEY_BLOCK) * KEY_BLOCK, end)
+        more = -rows % ROW_BLOCK  # rows that nobody reads
     index = root[:, None] + torch.arange(rows, device=root.device)  # [B, rows]
     offset = torch.arange(end, device=root.device) - root[:, None]  # [B, end]: which row lies there
     at = offset.clamp(0, rows - 1)[:, None].expand(-1, rows, -1)
     in_tree = ((offset >= 0) & (offset < rows))[:, None]
     prefix = structure.live[..., None] & (offset < 0)[:, None]
     visible = torch.where(in_tree, structure.ancestors.gather(2, at), prefix)
+    mask = F.pad(torch.where(visible, 0.0, -torch.inf).to(cache.keys.dtype), (0, 0, 0, more))
+    mask = mask.repeat(1, cache.group, 1)[:, None]  # [B, 1, group * rows, end]: all query heads of one key head
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         cache.write(layer, index, k, v)
-        group = q.shape[1] // k.shape[1]
-        q = q.unflatten(1, (k.shape[1], group)).flatten(2, 3)  # query heads of one key head become rows
-        mask = visible[:, None, None].expand(-1, 1, group, -1, -1).flatten(2, 3)
+        q = F.pad(q, (0, 0, 0, more)).unflatten(1, (k.shape[1], cache.group)).flatten(2, 3)
         out = F.scaled_dot_product_attention(q, cache.keys[layer, :, :, :end], cache.values[layer, :, :, :end], mask)
-        return out.unflatten(2, (group, rows)).flatten(1, 2)
+        return out.unflatten(2, (cache.group, rows + more))[:, :, :, :rows].flatten(1, 2)
 
     return attend
 

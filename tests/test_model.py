@@ -16,10 +16,12 @@ from bench.config import RopeScaling
 from bench.errors import BenchError
 from bench.forward import forward_for, prefill
 from bench.model import Transformer, causal, hugging_face_names, shallow
-from bench.tree import Tree
+from bench.product import SERVED
+from bench.tree import Tree, chain_parents
 
 MANY = settings(max_examples=10, deadline=None, derandomize=True)
 RICH = replace(tiny.CONFIG, qkv_bias=True, qk_norm=True, head_dim=6, kv_heads=1)
+WIDE = replace(tiny.CONFIG, hidden=192, heads=6, kv_heads=2, head_dim=32, ffn=320, context=600)
 MODELS = [tiny.transformer(seed=4), tiny.transformer(seed=5, config=RICH)]
 TAPS = (0, 2)  # the first layer, and the final norm (the model has two layers)
 
@@ -155,6 +157,27 @@ def slot_logits(world, tree, at, adapter):
     positions[tokens.shape[1] :] -= tree.slot_shift
     x = torch.cat([world.model.embed(tokens), noise], 1)
     return world.model.score(world.model(x, positions[None], causal, adapter, noise.shape[1]).last[0, -1])
+
+
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != "AVX512", reason="seen with AVX-512 only")
+@pytest.mark.parametrize("dtype", sorted(SERVED, key=str))
+@torch.inference_mode()
+def test_a_row_keeps_its_bits_whatever_is_beside_it(dtype):
+    """So methods whose steps have other numbers of rows write the same text: the last 40 tokens of one, in chains."""
+    model = tiny.transformer(seed=6, config=replace(WIDE, qk_norm=True)).to(dtype).prepare()
+    ids = torch.randint(model.config.vocab, (1, 530), generator=torch.Generator().manual_seed(0))
+    seen = {}
+    for rows in (1, 2, 3, 8, 11):
+        cache = Cache(model.config, 1, 600, model.norm)
+        prefill(model, cache, ids[:, :490])
+        forward, logits = forward_for(model, cache), []
+        for root in range(490, 530, rows):
+            tokens = ids[:, root : root + rows]
+            parents = chain_parents(tokens.shape[1], 1, "cpu")
+            logits.append(forward(Tree(tokens, parents, depth=rows), torch.tensor([root]), None, ()).logits)
+        seen[rows] = torch.cat(logits, 1)
+    for rows, logits in seen.items():
+        assert torch.equal(logits, seen[1]), rows
 
 
 def test_the_adapter_is_what_merged_weights_would_be():
