@@ -14,7 +14,7 @@ from bench.errors import BenchError
 from bench.forward import forward_for, prefill
 from bench.loop import Method
 from bench.model import Transformer
-from bench.sampling import draw
+from bench.sampling import draw, pick
 from bench.tree import Tree, chain, chain_parents
 
 
@@ -101,9 +101,12 @@ class DraftModel(Method):
         tokens, masses = [s.root_tokens()], []
         for i in range(1, k + 1):
             noise = s.noise.at("target" if self.verifier == "match" else "draft", root[:, None] + i)
-            tokens.append(draw(noise, logits, self.law))
-            if self.verifier == "reject":
-                masses.append(self.law(logits).dense(self.drafter.config.vocab))
+            if self.verifier == "match":
+                tokens.append(draw(noise, logits, self.law))
+            else:
+                choices = self.law(logits)
+                tokens.append(pick(noise, choices))
+                masses.append(choices.dense(self.drafter.config.vocab))
             if i < k:
                 logits = self.run(tokens[-1], root + i)
         return Tree(torch.cat(tokens, 1), self.parents[k + 1], depth=k, is_chain=True, structure=self.chains[k + 1],

@@ -25,6 +25,15 @@ class Choices:
     ids: Tensor  # [.., k] int64, ascending
     mass: Tensor  # [.., k] int64, 0 for excluded ids
 
+    def of(self, tokens: Tensor) -> Tensor:
+        """Mass of `tokens` [..], 0 for those that are not among the ids -> [..] int64."""
+        return torch.where(self.ids == tokens[..., None], self.mass, 0).sum(-1)
+
+    def after(self, rows: Tensor) -> "Choices":
+        """Of laws [B, n, k] those after some `rows` [B, m] -> [B, m, k]."""
+        where = rows[..., None].expand(-1, -1, self.ids.shape[-1])
+        return Choices(self.ids.gather(1, where), self.mass.gather(1, where))
+
     def dense(self, vocab: int) -> Tensor:
         """Mass of every id of the vocabulary -> [.., vocab] int64."""
         zeros = self.mass.new_zeros(*self.mass.shape[:-1], vocab)

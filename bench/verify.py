@@ -67,16 +67,18 @@ def reject(trial: Trial) -> Outcome:
     """
     tree, n = trial.tree, trial.tree.tokens.shape[1]
     structure, root = tree.resolve(), trial.root[:, None]
-    p = trial.law(trial.logits).dense(trial.logits.shape[-1])  # [B, n, vocab]
-    q, drafts = tree.draft_mass, tree.tokens[:, 1:, None]
+    p = trial.law(trial.logits)
+    before = Choices(p.ids[:, :-1], p.mass[:, :-1])  # [B, n - 1, k]: what each draft is tested under
+    q, drafts = tree.draft_mass, tree.tokens[:, 1:]
     assert q is not None, "reject needs the draft's law"
     test = trial.noise.at("test", root + structure.depths[:, 1:n])
-    ratio = p.gather(2, drafts).squeeze(2).double() / q.gather(2, drafts).squeeze(2).double()
+    ratio = before.of(drafts).double() / q.gather(2, drafts[..., None]).squeeze(2).double()
     right = test < ratio * 2.0**NOISE_BITS
     last = deepest(structure, torch.cat([torch.ones_like(right[:, :1]), right], 1))
+    q = q.gather(2, before.ids)  # ids that the target excludes are in no overlap and in no residual
     own = pick(trial.noise.at("residual", root + last[:, None] + 1), residual(p, q, last))
     outcome = settle(tree, structure, last, own)
-    outcome.evidence = tally(p[:, :-1], q, right, outcome)
+    outcome.evidence = tally(before.mass, q, right, outcome)
     return outcome
 
 
@@ -88,31 +90,31 @@ def typical(trial: Trial) -> Outcome:
     """
     tree, n = trial.tree, trial.tree.tokens.shape[1]
     structure = tree.resolve()
-    mass = trial.law(trial.logits).dense(trial.logits.shape[-1])
-    p = (mass.double() / mass.sum(-1, keepdim=True)).gather(1, tree.parents[:, :n, None].expand_as(mass))
+    laws, parents = trial.law(trial.logits), tree.parents[:, :n]
+    total = laws.mass.sum(-1).double()  # [B, n]
+    p = laws.mass / total[..., None]
     bar = (TYPICAL_DELTA * torch.xlogy(p, p).sum(-1).exp()).clamp(max=TYPICAL_EPSILON)
-    right = p.gather(2, tree.tokens[..., None]).squeeze(2) > bar
+    chance = laws.after(parents).of(tree.tokens) / total.gather(1, parents)
+    right = chance > bar.gather(1, parents)
     last = deepest(structure, torch.cat([torch.ones_like(right[:, :1]), right[:, 1:]], 1))
-    logits = trial.logits.gather(1, last[:, None, None].expand(-1, 1, mass.shape[2]))
-    own = draw(trial.noise.at("target", trial.root[:, None] + structure.depths.gather(1, last[:, None]) + 1), logits,
-               trial.law)
-    return settle(tree, structure, last, own)
+    noise = trial.noise.at("target", trial.root[:, None] + structure.depths.gather(1, last[:, None]) + 1)
+    return settle(tree, structure, last, pick(noise, laws.after(last[:, None])))
 
 
-def residual(p: Tensor, q: Tensor, last: Tensor) -> Choices:
-    """What is left of the target's law after the last accepted row -> [B, 1, vocab].
+def residual(p: Choices, q: Tensor, last: Tensor) -> Choices:
+    """What is left of the target's law p [B, n, k] after the last accepted row -> [B, 1, k].
 
-    After a refusal max(p - q, 0); p itself after the last draft, or where rounding leaves nothing.
+    `q` [B, n - 1, k]: the draft's mass of the ids of p. After a refusal max(p - q, 0); p itself after the last draft,
+    or where rounding leaves nothing.
     """
-    q = torch.cat([q, torch.zeros_like(q[:, :1])], 1)
-    at = last[:, None, None].expand(-1, 1, p.shape[2])
-    p, left = p.gather(1, at), (p - q).gather(1, at).clamp(min=0)
-    mass = torch.where(left.sum(-1, keepdim=True) > 0, left, p)
-    return Choices(torch.arange(p.shape[2], device=p.device).expand_as(mass), mass)
+    q = torch.cat([q, torch.zeros_like(q[:, :1])], 1).gather(1, last[:, None, None].expand_as(p.ids[:, :1]))
+    p = p.after(last[:, None])
+    left = (p.mass - q).clamp(min=0)
+    return Choices(p.ids, torch.where(left.sum(-1, keepdim=True) > 0, left, p.mass))
 
 
 def tally(p: Tensor, q: Tensor, right: Tensor, outcome: Outcome) -> Evidence:
-    """Evidence over the tested rows: all accepted ones and the first refused one."""
+    """Evidence over the tested rows: all accepted ones and the first refused one. p, q: masses of the same ids."""
     overlap = torch.minimum(p, q).sum(-1).double() / 2.0**MASS_BITS
     tested = torch.arange(right.shape[1], device=right.device) < (outcome.accepted + 1)[:, None]
     tested = tested & (torch.arange(right.shape[1], device=right.device) < outcome.drafted[:, None])

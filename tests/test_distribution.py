@@ -11,7 +11,7 @@ from scipy import stats
 
 from baselines.draft_model import DraftModel, Settings
 from bench.noise import Noise, NoiseKey
-from bench.sampling import MASS_BITS, NOISE_BITS, Choices, Law, nucleus, pick
+from bench.sampling import MASS_BITS, NOISE_BITS, Law, nucleus, pick
 from bench.sequences import Prompt
 from bench.tree import Tree, chain, chain_parents
 from bench.verify import Trial, reject
@@ -102,8 +102,7 @@ def test_one_number_for_draft_test_and_residual_would_be_wrong():
 
 def residual_is_p(p, q, last):
     """The planted mistake: a refused token is replaced by a draw from the target's whole law."""
-    mass = p.gather(1, last[:, None, None].expand(-1, 1, p.shape[2]))
-    return Choices(torch.arange(p.shape[2]).expand_as(mass), mass)
+    return p.after(last[:, None])
 
 
 # Chi-square through the whole decoder.

@@ -220,7 +220,7 @@ REJECT_DEFECTS = {
         Defect(verify, "reject", '"residual"', '"test"')),
     "after a refusal the whole law is drawn from": (
         {"law"},
-        Defect(verify, "residual", "(p - q)", "p")),
+        Defect(verify, "residual", "(p.mass - q)", "p.mass")),
 }
 
 

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.noise import Noise, NoiseKey
-from bench.sampling import MASS_BITS, NOISE_BITS, Law, pick
+from bench.sampling import MASS_BITS, NOISE_BITS, Choices, Law, pick
 from bench.tree import Tree, chain, chain_parents
-from bench.verify import Trial, match, reject
+from bench.verify import Trial, match, reject, typical
 
 VOCAB = 3  # so few that guesses are often right
 MANY = settings(max_examples=120, deadline=None, derandomize=True)
@@ -104,6 +104,32 @@ def test_reject_is_the_ratio_test(data, k, batch, seed):
         assert evidence.tested[b] == len(tested)
         assert evidence.excess[b].item() == pytest.approx(float(sum(a - o for a, o in tested)), abs=1e-12)
         assert evidence.variance[b].item() == pytest.approx(float(sum(o * (1 - o) for _, o in tested)), abs=1e-12)
+
+
+class Whole(Law):
+    """The same law, with an entry for every id."""
+
+    def __call__(self, logits):
+        mass = super().__call__(logits).dense(logits.shape[-1])
+        return Choices(torch.arange(logits.shape[-1]).expand_as(mass), mass)
+
+
+@pytest.mark.parametrize("options", [(0.0,), (0.7, 5), (1.3, 12, 0.9)])
+def test_ids_that_a_law_excludes_decide_nothing(options):
+    batch, k, vocab, random = 200, 4, 30, torch.Generator().manual_seed(3)
+    logits = 2 * torch.randn(batch, k + 1, vocab, generator=random)
+    drafted = Law(*options)(logits[:, :k] + torch.randn(batch, k, vocab, generator=random) / 2)
+    noise, root = noise_of(4, batch), torch.zeros(batch, dtype=torch.int64)
+    drafts = pick(noise.at("draft", torch.arange(1, k + 1).expand(batch, -1)), drafted)
+    tree = Tree(torch.cat([root[:, None], drafts], 1), chain_parents(k + 1, batch, "cpu"), depth=k,
+                draft_mass=drafted.dense(vocab))
+    for verify in (reject, typical):
+        few, whole = (verify(Trial(tree, logits, root, law(*options), noise)) for law in (Law, Whole))
+        assert 0 < few.accepted.sum() < batch * k
+        assert all(torch.equal(getattr(few, name), getattr(whole, name)) for name in ("accepted", "tokens"))
+        if few.evidence and whole.evidence:
+            assert torch.equal(few.evidence.excess, whole.evidence.excess)
+            assert torch.equal(few.evidence.variance, whole.evidence.variance)
 
 
 def test_reject_without_the_law_of_the_draft_is_an_error():
