@@ -201,8 +201,8 @@ def attend_tree(cache: Cache, root: Tensor, structure: Structure) -> Attend:
     in_tree = ((offset >= 0) & (offset < rows))[:, None]
     prefix = structure.live[..., None] & (offset < 0)[:, None]
     visible = torch.where(in_tree, structure.ancestors.gather(2, at), prefix)
-    mask = F.pad(torch.where(visible, 0.0, -torch.inf).to(cache.keys.dtype), (0, 0, 0, more))
-    mask = mask.repeat(1, cache.group, 1)[:, None]  # [B, 1, group * rows, end]: all query heads of one key head
+    mask = torch.zeros_like(visible, dtype=cache.keys.dtype).masked_fill(~visible, -torch.inf)
+    mask = F.pad(mask, (0, 0, 0, more)).repeat(1, cache.group, 1)[:, None]  # [B, 1, group * rows, end]: all query heads of one key head
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         cache.write(layer, index, k, v)

@@ -190,6 +190,6 @@ def find_device(name: str) -> str:
 
 
 def best_dtype(device: str) -> str:
-    """bfloat16 where the device multiplies matrices in it, float32 elsewhere."""
+    """bfloat16 where the device has instructions for it (half the bytes to read), float32 elsewhere."""
     able = torch.cpu.get_capabilities()
     return "bfloat16" if device != "cpu" or able.get("amx_bf16") or able.get("avx512_bf16") else "float32"
