@@ -202,7 +202,7 @@ def attend_tree(cache: Cache, root: Tensor, structure: Structure) -> Attend:
     prefix = structure.live[..., None] & (offset < 0)[:, None]
     visible = torch.where(in_tree, structure.ancestors.gather(2, at), prefix)
     mask = torch.zeros_like(visible, dtype=cache.keys.dtype).masked_fill(~visible, -torch.inf)
-    mask = F.pad(mask, (0, 0, 0, more)).repeat(1, cache.group, 1)[:, None]  # [B, 1, group * rows, end]: all query heads of one key head
+    mask = F.pad(mask, (0, 0, 0, more)).repeat(1, cache.group, 1)[:, None]  # query heads of one key head become rows
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         cache.write(layer, index, k, v)
