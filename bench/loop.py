@@ -163,6 +163,7 @@ class Decoder:
         self.done = DoneFlag(sequences.done)
         forward, kinds = forward_for(sequences.target, sequences.cache), range(len(method.rows))
         method.start()
+        sequences.log.reset()  # steps are run before they are captured, and decoders share a log: it must not fill up
         self.steps = [Step(method, forward, kind) for kind in kinds]
         self.programs = programs(self.steps, sequences.device)
         self.times: list[list[float]] = []  # per step, of each phase, in milliseconds
