@@ -85,10 +85,11 @@ def test_a_rehearsal_changes_nothing():
     assert all(value.grad is None for value in one.pupil.module.parameters())
 
 
-def test_a_compiler_that_errs_ends_the_training(monkeypatch):
+@pytest.mark.parametrize("wrong", [lambda loss: 1.1 * loss, lambda loss: math.nan * loss])
+def test_a_compiler_that_errs_ends_the_training(wrong, monkeypatch):
     one = trainer()
     loss = one.pupil.loss
-    monkeypatch.setattr(one.pupil, "loss", lambda batch: loss(batch) * (1 + 0.1 * programs.plain))
+    monkeypatch.setattr(one.pupil, "loss", lambda batch: loss(batch) if programs.plain else wrong(loss(batch)))
     with pytest.raises(BenchError, match="compiles it wrong"):
         one.rehearse()
 
@@ -115,9 +116,14 @@ def own():
 def test_students_learn_one_batch_by_heart(text, own):
     """Random targets are hard to predict; what the same places of the same texts say can be remembered."""
     torch.manual_seed(0)
-    one, batch, seen = lesson(text, TINY, LAW), Reader(own, 2, 64, 0).at(0), []
-    optimizer = torch.optim.Adam(one.module.parameters(), 1e-2)
+    one, batch = lesson(text, TINY, LAW), Reader(own, 2, 64, 0).at(0)
     assert one.acceptance(batch)[0, 1] > 20
+    assert_learned(one, batch)
+
+
+def assert_learned(one, batch):
+    """In 25 steps, always with the same noise, the loss of a batch falls by a quarter or more."""
+    optimizer, seen = torch.optim.Adam(one.module.parameters(), 1e-2), []
     for _ in range(25):
         torch.manual_seed(1)
         optimizer.zero_grad()
@@ -218,13 +224,4 @@ def test_confidence_at_temperature_0_is_measured_on_greedy_texts(own):
 def test_without_a_teacher_the_data_are_learned():
     """Sawtooth texts, which the target's law does not explain: only their own noise can be heard."""
     some = [replace(text, greedy=False) for text in texts(60)]
-    one = lesson(PTP + ":kind=c:teacher=false", TINY, LAW)
-    batch, seen = Reader(some, 2, 64, 0).at(0), []
-    optimizer = torch.optim.Adam(one.module.parameters(), 1e-2)
-    for _ in range(25):
-        torch.manual_seed(1)
-        optimizer.zero_grad()
-        seen.append(one.loss(batch))
-        seen[-1].backward()
-        optimizer.step()
-    assert seen[-1] < 0.75 * seen[0]
+    assert_learned(lesson(PTP + ":kind=c:teacher=false", TINY, LAW), Reader(some, 2, 64, 0).at(0))
