@@ -42,7 +42,6 @@ class Card:
     sha256: str = ""  # of all tensors in the file
     notes: dict[str, Any] = field(default_factory=dict)
 
-
     def remark(self, law: Law) -> str:
         """What a table must say beside numbers of another law than the one it was trained for; empty if it need not."""
         if law == self.law or (law.temperature == 0 and self.notes.get("greedy")):
