@@ -26,7 +26,7 @@ smoke: .venv ## the same with a tiny random model, to see that everything works 
 	$(BENCH) run --suite smoke $(ARGS)
 
 test: .venv ## all tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 lint: .venv ## ruff and mypy
 	$(BIN)/ruff check .

@@ -24,7 +24,7 @@ class Run:
     records     `bench.record.frame`
     provenance  provenance.json
     verdicts    verdicts.json: {method: {"verdict", "detail", ...}}
-    quality     quality.json: {method: {"score": share of items solved, "p": McNemar against the baseline, or null, ...}}
+    quality     quality.json: {method: {"score": share of items solved, "p": McNemar against the baseline or null, ...}}
     cost        cost.json: {method: {"peak_memory_mib", "own_memory_mib", "energy_mj_per_token", "roofline_share"}},
                 numbers or null
     """
