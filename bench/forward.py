@@ -18,7 +18,8 @@ class Result:
     """What the target said about a tree of n token rows and m slot rows."""
 
     logits: Tensor  # [B, n, vocab] float32: after each token row
-    slot_logits: Tensor | None = None  # [B, m, vocab] float32
+    slot_logits: Tensor | None = None  # [B, m, vocab] float32; None unless `Tree.score_slots`
+    slot_hidden: Tensor | None = None  # [B, m, hidden]: the head's inputs, where they are not scored
     taps: tuple[Tensor, ...] = ()  # [B, n, hidden] each: token rows, as `Transformer.forward` taps them
 
 
@@ -40,9 +41,11 @@ class PlainForward:
             x = torch.cat([x, tree.slots], 1)
         attend = attend_tree(self.cache, root, structure)
         hidden = self.model(x, structure.positions(tree, root), attend, adapter, x.shape[1] - n, taps)
+        tapped = tuple(t[:, :n] for t in hidden.taps)
+        if not tree.score_slots:
+            return Result(self.model.score(hidden.last[:, :n]), None, hidden.last[:, n:], tapped)
         logits = self.model.score(hidden.last)  # of all rows at once: the head is a fifth of what a step reads
-        slot_logits = None if tree.slots is None else logits[:, n:]
-        return Result(logits[:, :n], slot_logits, tuple(t[:, :n] for t in hidden.taps))
+        return Result(logits[:, :n], None if tree.slots is None else logits[:, n:], None, tapped)
 
 
 def forward_for(model: Transformer, cache: Cache) -> Forward:

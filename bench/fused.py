@@ -31,6 +31,10 @@ class Stream:
     scaled: Tensor  # x times the gain of the norm that comes next
     squares: Tensor  # [rows, parts] float64: sums of squares of parts of x
 
+    def first(self, rows: int) -> "Stream":
+        """Of the first rows alone."""
+        return Stream(self.x[:rows], self.scaled[:rows], self.squares[:rows])
+
 
 class FusedForward:
     """Same call as `PlainForward`. Inside, rows lie flat: all token rows of the batch, then all slot rows."""
@@ -60,9 +64,19 @@ class FusedForward:
                 tapped.append(stream.x[:tokens].unflatten(0, (batch, n)))
         if c.layers in taps:
             tapped.append(self.model.rms(stream.x[:tokens], self.model.norm).unflatten(0, (batch, n)))
-        logits = Product(len(stream.x), self.model.head, self.model.head).normed(stream, c.norm_eps, torch.float32)
-        slot_logits = None if tree.slots is None else logits[tokens:].unflatten(0, (batch, -1))
-        return Result(logits[:tokens].unflatten(0, (batch, n)), slot_logits, tuple(tapped))
+        return self.result(tree, stream, tuple(tapped))
+
+    def result(self, tree: Tree, stream: Stream, tapped: tuple[Tensor, ...]) -> Result:
+        """The head, over the token rows and, where they are to be scored, the slots."""
+        (batch, n), head, slot_logits, slot_hidden = tree.tokens.shape, self.model.head, None, None
+        tokens = batch * n
+        scored = stream if tree.score_slots else stream.first(tokens)
+        logits = Product(len(scored.x), head, head).normed(scored, self.model.config.norm_eps, torch.float32)
+        if tree.slots is not None and tree.score_slots:
+            slot_logits = logits[tokens:].unflatten(0, (batch, -1))
+        elif tree.slots is not None:
+            slot_hidden = self.model.rms(stream.x[tokens:], self.model.norm).unflatten(0, (batch, -1))
+        return Result(logits[:tokens].unflatten(0, (batch, n)), slot_logits, slot_hidden, tapped)
 
     def products(self, tokens: int, adapter: Adapter | None) -> list["Product"]:
         """qkv, out, gate_up and down of all layers, in order; each knows the next but one."""

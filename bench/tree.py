@@ -19,6 +19,7 @@ class Tree:
     depth: int  # no draft row is deeper
     slots: Tensor | None = None  # [B, m, hidden]: embedded noise of the slot rows
     slot_shift: int = 0  # slots sit this many positions before `root + depth` (one-hot students: 1)
+    score_slots: bool = True  # False: the method wants the head's inputs of its slots, not their logits
     draft_mass: Tensor | None = None  # [B, n - 1, vocab] int64: the draft's law, for `reject`; 0 at padding
     is_chain: bool = False  # every draft follows the row before it: accepted rows already lie where they belong
     structure: "Structure | None" = None  # given by methods whose parents never change

@@ -46,7 +46,7 @@ def calibrate(student: Student, target: Transformer, batches: Iterable[Batch], l
     for way in ways(student, law):
         trials = [one[way] for one in found]
         right = torch.cat([t.right for t in trials])
-        draft = Draft(torch.cat([t.draft.tokens for t in trials]), torch.cat([t.draft.score for t in trials]))
+        draft = Draft.joined([t.draft for t in trials], 0)
         if len(right):
             student.confidence[way].measure(draft, right)  # type: ignore[operator]
 
@@ -55,7 +55,9 @@ def calibrate(student: Student, target: Transformer, batches: Iterable[Batch], l
 def attempt(student: Student, target: Transformer, batch: Batch, law: Law, groups: int) -> dict[str, Trials]:
     """Draft at random places, noise uniform inside the bins: what decoding would have drafted there. By way of drawing.
 
-    A group has the law of its place, and only the ways that belong to it are tried there.
+    A group has the law of its place, and only the ways that belong to it are tried there. A sequential student hears
+    the text's token before each of its own where decoding gives it the draft's: up to the first wrong draft they are
+    the same, and neither a run nor a confidence, which is conditional on all drafts before, asks for more.
     """
     kind, reading = student.kind, read(target, batch)
     drawn, starts = explain(target, reading, law), random_starts(batch, groups)
@@ -64,6 +66,7 @@ def attempt(student: Student, target: Transformer, batch: Batch, law: Law, group
     whole = (completions.valid & at(drawn.explained, completions.labels) & same).all(-1)  # [B, N]
     embedded = student.embed(completions.noise).to(reading.hidden.dtype)
     hidden = complete(target, student.adapter, reading, completions, embedded)
+    hidden = student.corrected(target, hidden, completions.before(batch))
     found = {}
     for way in ways(student, law):
         here = whole & (completions.silent == (way in student.ways(GREEDY)))  # [B, N]

@@ -78,6 +78,10 @@ class Completions:
         """The token that every slot predicts, [B, N, L]."""
         return at(batch.tokens, self.labels)
 
+    def before(self, batch: Batch) -> Tensor:
+        """The token before the one that every slot predicts, [B, N, L]."""
+        return at(batch.tokens, self.labels - 1)
+
     def taught(self, reading: Reading) -> Tensor:
         """What the head makes the law of every slot's token of, [B, N, L, hidden]."""
         return rows_at(reading.hidden, (self.labels - 1).flatten(1)).unflatten(1, self.labels.shape[1:])

@@ -86,6 +86,8 @@ class PTP(Method):
             design = Design(kind, settings.k + KINDS[kind].known, informed=cls.name == "ptp")
             student = Student(design, target.config).requires_grad_(False)
         student.to(device).adapter.to(dtype)
+        if student.readout is not None:
+            student.readout.to(dtype)
         return student
 
     def require_fit(self) -> None:
@@ -150,23 +152,35 @@ class PTP(Method):
         whose = whose.clamp(max=self.inputs.shape[1] - 1)[..., None].expand(-1, -1, self.inputs.shape[2])
         return Tree(tokens, torch.cat([parents, groups.parents()], 1), depth=rows - 1, is_chain=True,
                     slots=self.inputs.gather(1, whose), slot_shift=self.kind.known,
-                    structure=groups.structure(self.length))
+                    score_slots=self.drafter.readout is None, structure=groups.structure(self.length))
 
     def observe(self, seen: Seen) -> None:
         """The group under the last kept row becomes the next draft."""
-        if seen.result.slot_logits is None:
+        said = seen.result.slot_logits if self.drafter.readout is None else seen.result.slot_hidden
+        if said is None:
             self.length.zero_()
             return
-        logits, last, k = seen.result.slot_logits, seen.outcome.last, self.settings.k
+        last, k = seen.outcome.last, self.settings.k
         slot = self.groups.under(last, self.longest)[:, self.kind.known :]  # [B, k]
-        logits = logits.gather(1, slot[..., None].expand(-1, -1, logits.shape[2]))
+        said = said.gather(1, slot[..., None].expand(-1, -1, said.shape[2]))
         root = seen.root + last + 1
-        guess = self.guess(logits, root[:, None] + torch.arange(1, k + 1, device=root.device))
+        guess = self.guess(said, root[:, None] + torch.arange(1, k + 1, device=root.device))
         self.drafts.copy_(guess.tokens)
         self.chance.copy_(self.confidence(guess.score))
         offered = self.groups.count.gather(1, last[:, None]).squeeze(1) - self.kind.known
         self.length.copy_(offered.clamp(min=0))
 
-    def guess(self, logits: Tensor, positions: Tensor) -> Draft:
-        """Draft tokens for absolute `positions` [B, k] from their slots' logits [B, k, vocab]."""
-        return draw(self.way, logits, self.sequences.noise.at("target", positions), self.law)
+    def guess(self, said: Tensor, positions: Tensor) -> Draft:
+        """Draft tokens for absolute `positions` [B, k] from what their slots said.
+
+        Their logits [B, k, vocab]; of a sequential student their head inputs [B, k, hidden].
+        """
+        noise = self.sequences.noise.at("target", positions)
+        if self.drafter.readout is None:
+            return draw(self.way, said, noise, self.law)
+        target, before, drafts = self.sequences.target, self.sequences.root_tokens(), []
+        for hidden, u in zip(said.split(1, 1), noise.split(1, 1), strict=True):
+            logits = target.score(self.drafter.corrected(target, hidden, before))
+            drafts.append(draw(self.way, logits, u, self.law))
+            before = drafts[-1].tokens
+        return Draft.joined(drafts, 1)

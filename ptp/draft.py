@@ -1,5 +1,6 @@
 """From the slots' logits to a draft, and how sure the student is of it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,6 +17,11 @@ class Draft:
 
     tokens: Tensor  # [.., k] int64
     score: Tensor  # [.., k] float32
+
+    @staticmethod
+    def joined(drafts: Sequence["Draft"], dim: int) -> "Draft":
+        """Several side by side."""
+        return Draft(torch.cat([one.tokens for one in drafts], dim), torch.cat([one.score for one in drafts], dim))
 
 
 def draw(way: str, logits: Tensor, noise: Tensor, law: Law) -> Draft:

@@ -1,6 +1,6 @@
 """Training of students for a real target (arXiv 2512.21323): an adapter and a noise embedding."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ class Options:
     """The student's design; `groups` of slots on every row, and how much its noise favours the edges of bins.
 
     `teacher` false: the texts are all there is to learn from, and noise is read off the student's own laws (C-PTP).
-    `reverse`: C-PTP minimises KL(student || teacher).
+    `reverse`: C-PTP minimises KL(student || teacher). `sequential`: drafts are drawn one after the other, by a readout
+    with a hidden layer of `sequential_width`.
     """
 
     kind: str = "o"
@@ -43,10 +44,12 @@ class Options:
     beta: float = 1.0
     teacher: bool = True
     reverse: bool = False
+    sequential: bool = False
+    sequential_width: int = 512
 
     def __post_init__(self):
-        if min(self.slots, self.rank, self.groups) < 1 or self.beta <= 0:
-            raise BenchError("ptp: slots, rank, groups and beta must be positive")
+        if min(self.slots, self.rank, self.groups, self.sequential_width) < 1 or self.beta <= 0:
+            raise BenchError("ptp: slots, rank, groups, sequential_width and beta must be positive")
         if self.kind == "o" and (self.reverse or not self.teacher):
             raise BenchError("ptp: teacher=false and reverse=true are ways to train kind=c")
         if self.reverse and not self.teacher:
@@ -55,7 +58,7 @@ class Options:
     def design(self, informed: bool) -> Design:
         """What the student is made of."""
         noise = NoiseDesign(front=self.front, head=self.head, width=self.width)
-        return Design(self.kind, self.slots, self.rank, informed, noise)
+        return Design(self.kind, self.slots, self.rank, informed, noise, self.sequential, self.sequential_width)
 
 
 class Lesson:
@@ -74,7 +77,7 @@ class Lesson:
         self.model, self.law, self.shape = target.model, law, options
         self.divergence = Divergence(law.temperature or 1.0, options.reverse)
         design = options.design(self.informed)
-        self.options: dict[str, Any] = {"design": asdict(design)}
+        self.options: dict[str, Any] = {"design": design.stored()}
         scale = float(target.model.embedding.float().square().mean().sqrt())
         self.module = Student(design, target.config, scale).to(target.model.norm.device)
 
@@ -86,6 +89,7 @@ class Lesson:
         slots = Completions.of(batch, student.kind, starts, self.noise(reading, starts))
         embedded = student.embed(slots.noise).to(reading.hidden.dtype)
         hidden = complete(self.model, student.adapter, reading, slots, embedded)
+        hidden = student.corrected(self.model, hidden, slots.before(batch))
         return distil(hidden.flatten(0, 2), self.model, self.goals(reading, slots), slots.valid.flatten(),
                       self.divergence)
 
@@ -94,7 +98,8 @@ class Lesson:
         student, slots = self.module, self.shape.slots
         if self.shape.teacher:
             return under(explain(self.model, reading, self.law, self.shape.beta), starts, slots)
-        return own_noise(Voice(self.model, student.embed, student.adapter), reading, starts, slots, self.law)
+        voice = Voice(self.model, student.embed, student.adapter, student.corrected)
+        return own_noise(voice, reading, starts, slots, self.law)
 
     def goals(self, reading: Reading, slots: Completions) -> Goals:
         """What every slot is to predict."""

@@ -21,6 +21,7 @@ class Voice:
     model: Transformer
     embed: Callable[[Tensor], Tensor]  # noise [..] int64 -> the input of a slot [.., hidden]
     adapter: Adapter | None = None
+    corrected: Callable[[Transformer, Tensor, Tensor], Tensor] | None = None  # see `Student.corrected`
 
 
 @torch.no_grad()
@@ -42,5 +43,6 @@ def own_noise(voice: Voice, reading: Reading, starts: Tensor, slots: int, law: L
         found.append(Drawn(torch.where(silent[..., slot], NONE, drawn.noise), drawn.explained | silent[..., slot]))
         inputs = voice.embed(found[-1].noise).to(hidden.dtype)
         hidden = model(inputs, positions + 1 + slot, attend, voice.adapter, inputs.shape[1]).last
+        hidden = voice.corrected(model, hidden, tokens) if voice.corrected else hidden
         law = replace(law, top_k=0, top_p=1.0)
     return Drawn(torch.stack([d.noise for d in found], 2), torch.stack([d.explained for d in found], 2))

@@ -1,18 +1,21 @@
 """The trained part of PTP: noise embedding, gated adapter, and what is known about the student's confidence."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bench.config import Config
 from bench.errors import BenchError
+from bench.model import Transformer
 from bench.sampling import Law
 from ptp.adapter import GatedAdapter
 from ptp.confidence import Confidence
 from ptp.draft import DRAWS
 from ptp.kinds import KINDS, Kind
 from ptp.noise_embedding import NONE, NoiseDesign, NoiseEmbedding
+from ptp.sequential import SequentialReadout
 
 
 @dataclass(frozen=True)
@@ -24,10 +27,16 @@ class Design:
     rank: int = 64
     informed: bool = True  # False: the control, which never sees noise
     noise: NoiseDesign = field(default_factory=NoiseDesign)
+    sequential: bool = False  # drafts are drawn one after the other (see `ptp.sequential`)
+    sequential_width: int = 512  # hidden layer of its readout
 
     def __post_init__(self):
         if self.kind not in KINDS:
             raise BenchError(f"a student's kind is one of {', '.join(KINDS)}, got {self.kind!r}")
+
+    def stored(self) -> dict[str, Any]:
+        """As a card has it. It tells of the readout only where there is one: older cards stay equal to new ones."""
+        return {key: value for key, value in asdict(self).items() if self.sequential or "sequential" not in key}
 
 
 class Student(nn.Module):
@@ -41,10 +50,15 @@ class Student(nn.Module):
         self.embedding = NoiseEmbedding(design.noise, config.hidden, scale)
         self.adapter = GatedAdapter(config, design.rank)
         self.confidence = nn.ModuleDict({way: Confidence(design.slots, self.kind.known) for way in DRAWS})
+        self.readout = SequentialReadout(config.hidden, design.sequential_width) if design.sequential else None
 
     def embed(self, noise: Tensor) -> Tensor:
         """Inputs of slots: `noise` [..] int64 -> [.., hidden]. The control hears nothing."""
         return self.embedding(noise if self.design.informed else torch.full_like(noise, NONE))
+
+    def corrected(self, target: Transformer, hidden: Tensor, before: Tensor) -> Tensor:
+        """Head inputs of slots, [.., hidden]; `before` [..] int64: the tokens before those that they predict."""
+        return hidden if self.readout is None else self.readout(hidden, target.embed(before))
 
     def ways(self, law: Law) -> tuple[str, ...]:
         """How its drafts may be drawn (see `ptp.draft`). The control has a choice."""

@@ -15,6 +15,8 @@ from bench import loop
 from bench.graphs import nothing
 from bench.methods import METHODS
 from bench.sampling import Law, pick
+from ptp.decoding import PTP
+from ptp.decoding import Settings as PTPSettings
 
 LIMIT = 24
 TARGET = tiny.transformer(seed=1)
@@ -99,7 +101,13 @@ def test_greedy_rejection_leaves_no_choice(truth):
     assert any(text.tells for text in texts)
 
 
-@pytest.mark.parametrize("name", ["prompt_lookup", "medusa", "ptp", "independent"])
+TRACED = {name: tiny.registered(name, TARGET) for name in ("prompt_lookup", "medusa", "ptp", "independent")} | {
+    "sequential ptp": partial(PTP, settings=PTPSettings(k=5, slots=18),
+                              drafter=tiny.random_student(TARGET, sequential=True)),
+}
+
+
+@pytest.mark.parametrize("name", TRACED)
 def test_what_a_method_does_in_a_step_is_one_device_program(name, truth, monkeypatch):
     """On CUDA phases are compiled and captured: whatever asks the host for a number cannot be, and fails here."""
     def traced(phases, device):
@@ -110,7 +118,7 @@ def test_what_a_method_does_in_a_step_is_one_device_program(name, truth, monkeyp
     torch.compiler.reset()
     monkeypatch.setattr(loop, "prepared", traced)
     for law in ("greedy", "top-k"):
-        texts = tiny.decode(tiny.registered(name, TARGET), TARGET, tiny.LAWS[law], WORK[law][1][:2], LIMIT)
+        texts = tiny.decode(TRACED[name], TARGET, tiny.LAWS[law], WORK[law][1][:2], LIMIT)
         assert [text.tokens for text in texts] == truth[law][8:16]
 
 

@@ -1,6 +1,6 @@
 """The student's parts: noise embedding, gated adapter, and the way back from disk."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -102,18 +102,21 @@ def test_token_rows_never_see_the_adapter(adapter):
     assert not torch.allclose(plain[:, 3:], gated[:, 3:])
 
 
+@pytest.mark.parametrize("sequential", [True, False])
 @pytest.mark.parametrize(("method", "informed"), [(PTP, True), (Independent, False)])
-def test_a_student_comes_back_from_its_card(method, informed, tmp_path):
+def test_a_student_comes_back_from_its_card(method, informed, sequential, tmp_path):
     target = zoo.load("tiny")
-    design = Design("c", slots=9, rank=2, informed=informed, noise=NoiseDesign(head="mlp", width=8))
+    design = Design("c", slots=9, rank=2, informed=informed, noise=NoiseDesign(head="mlp", width=8),
+                    sequential=sequential, sequential_width=300)  # large enough to be stored as int8
     made = Student(design, target.config)
     made.confidence["pick"].slope.fill_(0.7)
-    card = Card(method.name, {"design": asdict(made.design)}, "tiny", identity(target), "", Law(0.7), 1, 1.0, 1.0, 1.0)
+    card = Card(method.name, {"design": design.stored()}, "tiny", identity(target), "", Law(0.7), 1, 1.0, 1.0, 1.0)
     save(tmp_path / "x.safetensors", made, card)
     round_trip(made)
     settings = method.Settings(weights=str(tmp_path / "x.safetensors"))
     again = method.load(settings, target)
-    assert again.design == made.design
+    assert again.design == (made.design if sequential else replace(made.design, sequential_width=512))
+    assert (again.readout is not None) == sequential == ("sequential" in design.stored())
     assert all(torch.equal(again.state_dict()[name], value) for name, value in made.state_dict().items())
     other = Independent if method is PTP else PTP
     with pytest.raises(BenchError, match=f"trained for {method.name}"):

@@ -185,13 +185,16 @@ def random_heads(model: Transformer, heads: int = 3, ranks: int = 4) -> Heads:
     return made.requires_grad_(False)
 
 
-def random_student(model: Transformer, kind: str = "o", slots: int = 8, informed: bool = True) -> Student:
+def random_student(model: Transformer, kind: str = "o", slots: int = 8, informed: bool = True,
+                   sequential: bool = False) -> Student:
     """A student of PTP that has learned nothing, with confidences that differ from place to place."""
     torch.manual_seed(0)
-    made = Student(Design(kind, slots, rank=3, informed=informed), model.config)
+    made = Student(Design(kind, slots, 3, informed, sequential=sequential, sequential_width=8), model.config)
     made.adapter.double()
     for parameter in made.adapter.parameters():
         parameter.data = torch.randn_like(parameter) / 1.5
+    if made.readout is not None:
+        made.readout.double().widen.data.normal_(std=0.3)
     for confidence in made.confidence.values():
         confidence.slope.uniform_(0.2, 1)
         confidence.intercept.uniform_(-1, 1)

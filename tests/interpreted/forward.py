@@ -1,5 +1,6 @@
 """FusedForward equals PlainForward: random trees, slots behind an adapter, ragged roots, GQA, QK norm, split keys."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import torch
@@ -55,7 +56,11 @@ def compare(config: Config, n: int, m: int, roots: list[int]) -> float:
     pairs = [(plain.logits, fast.logits), *zip(plain.taps, fast.taps, strict=True),
              (caches[0].keys, caches[1].keys), (caches[0].values, caches[1].values)]
     if m:
-        pairs.append((plain.slot_logits, fast.slot_logits))
+        bare = [forward(replace(tree, score_slots=False), root, adapter)
+                for forward in (PlainForward(model, caches[0]), ours)]
+        assert bare[0].slot_logits is bare[1].slot_logits is fast.slot_hidden is None
+        pairs += [(plain.slot_logits, fast.slot_logits), (bare[0].slot_hidden, bare[1].slot_hidden),
+                  (plain.logits, bare[0].logits), (plain.logits, bare[1].logits)]
     assert not ours.arrived.any(), "a launch left its counters behind"
     return max(float((a - b).abs().max()) for a, b in pairs)
 
