@@ -8,7 +8,7 @@ from test_packing import texts
 from torch.nn.attention import flex_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bench import attention, programs, zoo
+from bench import attention, product, programs, zoo
 from bench.attention import dense, mask_of
 from bench.methods import lesson
 from bench.packing import Reader
@@ -75,6 +75,7 @@ def compiled(monkeypatch):
 
     monkeypatch.setattr(programs, "fast", lambda _: True)
     monkeypatch.setattr(attention, "fast", lambda _: True)
+    monkeypatch.setattr(product, "SERVED", frozenset())  # a CPU's own way to multiply is not CUDA's
     monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)  # it refuses to train on a CPU
     monkeypatch.setattr(programs, "compiled", partial(torch.compile, dynamic=False, fullgraph=True, backend=backend))
     programs.program.cache_clear()
