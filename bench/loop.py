@@ -197,6 +197,7 @@ class Decoder:
                 self.times.append(running.popleft().intervals())
             if self.done.seen(step):
                 break
+        synchronize(self.sequences.device)  # the flag that ended the loop tells nothing of the last steps' events
         self.times += [clock.intervals() for clock in running]
 
     def collect(self, lengths: list[int], prefill_ms: float, wall_ms: float) -> Raw:
