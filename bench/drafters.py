@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bench.errors import BenchError
-from bench.layout import spelled
+from bench.layout import in_words
 from bench.sampling import Law
 from bench.zoo import PACKAGED, Target
 
@@ -46,7 +46,7 @@ class Card:
         """What a table must say beside numbers of another law than the one it was trained for; empty if it need not."""
         if law == self.law or (law.temperature == 0 and self.notes.get("greedy")):
             return ""
-        return f"trained for {spelled(self.law.temperature, self.law.top_k, self.law.top_p)}"
+        return f"trained for {in_words(self.law.temperature, self.law.top_k, self.law.top_p)}"
 
 
 def identity(target: Target) -> str:

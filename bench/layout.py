@@ -91,7 +91,7 @@ def broken(label: str, width: int = NAME) -> str:
     return "\n".join(lines)
 
 
-def spelled(temperature: float, top_k: int, top_p: float) -> str:
+def in_words(temperature: float, top_k: int, top_p: float) -> str:
     """A law in words."""
     cuts = [f"top-k {top_k}"] * bool(top_k) + [f"top-p {top_p:g}"] * (top_p < 1)
     return ", ".join([f"T={temperature:g}", *cuts]) if temperature else "greedy"

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from bench import drafters, zoo
 from bench.drafters import Card
-from bench.layout import spelled
+from bench.layout import in_words
 from bench.methods import LESSONS, METHODS, REFERENCES, options, shown
 from bench.suite import ABOUT
 from bench.terminal import console
@@ -59,7 +59,7 @@ def shipped() -> Iterator[tuple[str, str]]:
 
 def described(card: Card) -> str:
     """A card in a line."""
-    law = spelled(card.law.temperature, card.law.top_k, card.law.top_p)
+    law = in_words(card.law.temperature, card.law.top_k, card.law.top_p)
     greedy = card.notes.get("stored", {}).get("greedy")
     also = f", {greedy:.2f} greedy" if greedy and card.law.temperature else ""
     cost = f"{card.steps} steps, {card.minutes:.0f} min"

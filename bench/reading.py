@@ -14,7 +14,7 @@ from bench.model import Adapter, Block, Projection, Transformer
 from bench.packing import Batch
 from bench.programs import fused
 
-Seen = tuple[Tensor, Tensor]  # keys and values of a layer, [B, kv_heads, T, head_dim], keys rotated
+Past = tuple[Tensor, Tensor]  # keys and values of a layer, [B, kv_heads, T, head_dim], keys rotated
 
 
 @dataclass
@@ -23,7 +23,7 @@ class Reading:
 
     batch: Batch
     hidden: Tensor  # [B, T, hidden]: the head's input after every token
-    layers: list[Seen]
+    layers: list[Past]
 
 
 def read(model: Transformer, batch: Batch) -> Reading:
@@ -75,7 +75,7 @@ def token_layer(x: Tensor, model: Transformer, block: Block, rotation: Tensor, m
 
 
 @fused
-def slot_layer(x: Tensor, model: Transformer, project: Projection, rotation: Tensor, mask: Mask, seen: Seen) -> Tensor:
+def slot_layer(x: Tensor, model: Transformer, project: Projection, rotation: Tensor, mask: Mask, seen: Past) -> Tensor:
     """One layer, behind the keys and values that were `seen` there -> its output."""
     def look(_: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return attend(q, torch.cat([seen[0], k], 2), torch.cat([seen[1], v], 2), mask)

@@ -155,7 +155,7 @@ def passed(noise: Tensor, ends: Tensor) -> Tensor:
 @torch.compiler.disable
 def draw(noise: Tensor, logits: Tensor, law: Law) -> Tensor:
     """The token of `noise` [..] under the law of `logits` [.., vocab] -> [..] int64; fused where kernels serve it."""
-    if kernels := fused(law, logits):
+    if kernels := kernels_for(law, logits):
         return kernels.draw(noise, logits, law)
     return pick(noise, law(logits))
 
@@ -163,12 +163,12 @@ def draw(noise: Tensor, logits: Tensor, law: Law) -> Tensor:
 @torch.compiler.disable
 def land(noise: Tensor, logits: Tensor, law: Law) -> Landing:
     """As `draw`, with the margin."""
-    if kernels := fused(law, logits):
+    if kernels := kernels_for(law, logits):
         return kernels.land(noise, logits, law)
     return Landing.of(noise, law(logits))
 
 
-def fused(law: Law, logits: Tensor) -> Any:
+def kernels_for(law: Law, logits: Tensor) -> Any:
     """The module of kernels that draw, or None where they do not serve this law."""
     if not logits.is_cuda:
         return None

@@ -9,7 +9,7 @@ import pandas as pd
 from bench import figures, stats, tables
 from bench.canvas import Picture
 from bench.contents import Run
-from bench.layout import Table, fixed, limits, significant, spelled
+from bench.layout import Table, fixed, in_words, limits, significant
 from bench.peers import PEERS, in_peer_definition
 from bench.quantities import SEQUENCE
 from bench.record import BASELINE, TWIN
@@ -90,7 +90,7 @@ def compose(run: Run) -> Report:
 def facts(run: Run) -> str:
     """The setting in one line."""
     records, settings = run.records, run.settings
-    law = spelled(settings["temperature"], settings["top_k"], settings["top_p"])
+    law = in_words(settings["temperature"], settings["top_k"], settings["top_p"])
     return " · ".join([
         settings["target"], law, settings["dtype"], settings["device"], f"clock: {settings['clock']}",
         f"batch {records.batch.max()}", _counted(records.question_id.nunique(), "question"),

@@ -48,7 +48,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Draft:
+class Unsifted:
     """A shard that is being sifted, in another process."""
 
     texts: list[Text]
@@ -65,7 +65,7 @@ class Draft:
 def write(job: Job, out: Console) -> None:
     """Write the shards that are not there yet. While one is decoded, the one before is sifted."""
     with Meter(out) as meter, other_worker(job.shifts.target.model.norm.device) as other:
-        last: Draft | None = None
+        last: Unsifted | None = None
         for number in range(job.count):
             path, origin = shard_path(job.directory, number), job.shifts.origin(number)
             if path.exists():
@@ -75,7 +75,7 @@ def write(job: Job, out: Console) -> None:
             found = other.submit(objections, texts, job.sieve.tokenizer, job.sieve.asked)
             if last:
                 last.save(job.sieve)
-            last = Draft(texts, found, origin, path)
+            last = Unsifted(texts, found, origin, path)
         if last:
             last.save(job.sieve)
 
