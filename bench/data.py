@@ -12,7 +12,7 @@ from bench.filters import spoken
 from bench.memory import memory_limits
 from bench.prompts import Question, shared_ngrams
 from bench.sampling import Law
-from bench.suite import DTYPES, SHORT, best_dtype, find_device
+from bench.suite import DTYPES, find_device, find_dtype
 from bench.terminal import console
 from bench.texts import shards
 from bench.writing import SHARES, Job, write
@@ -58,9 +58,7 @@ def command(args: argparse.Namespace) -> int:
     refuse_nonsense(args)
     args.shard = args.shard or 8 * args.batch
     out, device = console(), find_device(args.device)
-    dtype = SHORT.get(args.dtype, best_dtype(device) if args.dtype == "auto" else args.dtype)
-    if dtype not in DTYPES:
-        raise BenchError(f"unknown dtype {args.dtype!r}: use one of {', '.join(['auto', *SHORT])}")
+    dtype = find_dtype(args.dtype, device)
     questions = prompts.load(args.check) if args.check else []
     with memory_limits(device):
         target = zoo.load(args.target, device, DTYPES[dtype])

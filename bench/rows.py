@@ -22,7 +22,7 @@ from bench.noise import NoiseKey
 from bench.run import LOCAL, free_directory
 from bench.sampling import Law
 from bench.sequences import Prompt, Sequences
-from bench.suite import DTYPES, SHORT, best_dtype, find_device
+from bench.suite import DTYPES, find_device, find_dtype
 from bench.terminal import console, show
 from bench.tree import Tree, chain, chain_parents
 
@@ -78,7 +78,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--context", type=numbers, default="300,900", metavar="N,..", help="tokens before a step")
     parser.add_argument("--steps", type=int, default=24, metavar="N", help=f"per point, in each of {ROUNDS} passes")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--dtype", default="auto", choices=["auto", *SHORT, *DTYPES], metavar="D")
+    parser.add_argument("--dtype", default="auto", help="auto, fp32, bf16, fp16 or fp64")
     parser.add_argument("--out", type=Path, metavar="DIR", help=f"new directory (default: {LOCAL}/DATE-rows-TARGET)")
 
 
@@ -107,7 +107,7 @@ def measure(args: argparse.Namespace, directory: Path) -> None:
     if (directory / curves.FILE).exists():
         raise BenchError(f"{directory} holds curves already: choose another --out")
     plan, device = Plan(args.rows, args.context, args.steps), find_device(args.device)
-    dtype = best_dtype(device) if args.dtype == "auto" else SHORT.get(args.dtype, args.dtype)
+    dtype = find_dtype(args.dtype, device)
     with memory_limits(device):
         target = zoo.load(args.target, device, DTYPES[dtype])
         if plan.longest > (most := target.config.context):

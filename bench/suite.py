@@ -52,8 +52,6 @@ class RunSettings:
         for name in ("limit", "max_new_tokens", "batch", "repeats"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise BenchError(f"{spelled(name)} must be at least 1, got {value}")
-        if self.dtype not in DTYPES and self.dtype != "auto":
-            raise BenchError(f"unknown dtype {self.dtype!r}: use one of {', '.join(['auto', *SHORT])}")
         self.law()
         for label in self.lineup():
             if self.batch > 1 and label in REFERENCES:
@@ -83,9 +81,9 @@ class RunSettings:
         return name not in LESSONS or self.target.partition(":")[0] in RANDOM or bool(shipped(name, self.target))
 
     def resolved(self) -> "RunSettings":
-        """The same with a real device and dtype. BenchError for a device that is not there."""
+        """The same with a real device and dtype. BenchError for a device that is not there, or an unknown dtype."""
         device = find_device(self.device)
-        return replace(self, device=device, dtype=best_dtype(device) if self.dtype == "auto" else self.dtype)
+        return replace(self, device=device, dtype=find_dtype(self.dtype, device))
 
     def published(self) -> dict[str, Any]:
         """The settings as records and provenance show them: plain values, absolute paths cut to their last part."""
@@ -187,6 +185,14 @@ def find_device(name: str) -> str:
         raise BenchError(f"there is no device {name}: this machine has {torch.cuda.device_count()} CUDA devices that "
                          "torch can use; leave --device out, or use --device cpu")
     return name
+
+
+def find_dtype(name: str, device: str) -> str:
+    """The dtype that a name means: "auto" takes the device's best one. BenchError if there is no such dtype."""
+    dtype = best_dtype(device) if name == "auto" else SHORT.get(name, name)
+    if dtype not in DTYPES:
+        raise BenchError(f"unknown dtype {name!r}: use one of {', '.join(['auto', *SHORT])}")
+    return dtype
 
 
 def best_dtype(device: str) -> str:
