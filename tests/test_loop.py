@@ -12,6 +12,7 @@ from baselines.draft_model import Settings as DraftSettings
 from bench import loop
 from bench.errors import BenchError
 from bench.loop import Decoder, Method
+from bench.methods import METHODS
 from bench.noise import NoiseKey
 from bench.sampling import Law
 from bench.sequences import MAX_END_IDS, Prompt, Sequences
@@ -119,6 +120,21 @@ def test_two_methods_share_sequences_and_the_order_does_not_matter():
     found = [[text.tokens for text in tiny.clipped(decoder.decode(PROMPTS, 12, frozenset()), 12, frozenset())]
              for decoder in (*decoders, *reversed(decoders))]
     assert all(run == found[0] for run in found)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_state_stays_where_it_is(name):
+    """A captured step reads and writes the same memory for ever, so that state must be changed in place."""
+    decoder = tiny.decoder_of(tiny.registered(name, TARGET), TARGET, LAW, 3)
+    sequences = decoder.sequences
+
+    def places():
+        return [(key, value.data_ptr()) for owner in (decoder.method, sequences, sequences.log, sequences.cache)
+                for key, value in vars(owner).items() if torch.is_tensor(value)]
+
+    before = places()
+    decoder.decode(PROMPTS, 15)
+    assert places() == before
 
 
 def test_many_methods_may_get_ready_on_the_same_sequences(monkeypatch):
