@@ -96,6 +96,7 @@ class Trainer:
         self.step, self.seconds = 0, 0.0
         self.losses: list[Tensor] = []
         self.saved = self.measured = 0.0
+        self.latest = ""  # what was last accepted on held-out text, for people
 
     def run(self, directory: Path, facts: dict[str, Any], resume: bool, out: Console) -> None:
         """Train to the end of the plan. `facts` must be the same in all sessions. Saves when it is stopped, too."""
@@ -110,7 +111,7 @@ class Trainer:
                 while (share := self.plan.share(self.step, self.seconds)) < 1:
                     meter.show(share, note)
                     self.train(self.pulse())
-                    note = self.note(note)
+                    note = self.note()
                     if self.seconds - self.saved >= SAVE_EVERY:
                         self.save(directory, facts)
             except KeyboardInterrupt:
@@ -162,16 +163,15 @@ class Trainer:
         synchronize(self.device)
         self.seconds = start + time.perf_counter() - begin
 
-    def note(self, before: str) -> str:
+    def note(self) -> str:
         """What the bar says: the loss, and now and then the held-out acceptance."""
         loss = torch.stack(self.losses).mean().item()
         if not math.isfinite(loss):
             raise BenchError(f"the loss is {loss} after {self.step} steps: lower --rate (now {self.rate:g})")
-        accepted = ", ".join(before.split(", ")[2:])
-        if not accepted or self.seconds - self.measured >= MEASURE_EVERY:
+        if not self.latest or self.seconds - self.measured >= MEASURE_EVERY:
             self.measured = self.seconds
-            accepted = f"{shown(self.accepted(GLANCE))} at step {self.step}"
-        return f"{self.step / self.seconds:.1f} steps/s, loss {loss:.3f}, {accepted}"
+            self.latest = f"{shown(self.accepted(GLANCE))} at step {self.step}"
+        return f"{self.step / self.seconds:.1f} steps/s, loss {loss:.3f}, {self.latest}"
 
     @torch.no_grad()
     def accepted(self, batches: int | None = None) -> Acceptance:

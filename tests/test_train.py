@@ -98,7 +98,7 @@ def test_a_loss_that_explodes_ends_the_training():
     one = trainer()
     one.losses = [torch.tensor(math.nan)]
     with pytest.raises(BenchError, match="lower --rate"):
-        one.note("")
+        one.note()
 
 
 @pytest.fixture(scope="module")
