@@ -128,7 +128,8 @@ def attention_kernel(qkv, keys, values, rope, positions, ancestors, roots, q_nor
 
     qkv [rows, (HEADS + 2 KV_HEADS) D]; keys, values [batch, KV_HEADS, capacity, D] (one layer); ancestors
     [batch, n + m, n + m]; positions [batch, n + m]; roots [batch]; out [rows, HEADS D]. Rotates queries and keys and
-    fills the cache at root + row. All but `qkv` is older than the forward pass, hence read before the wait.
+    fills the cache at root + row. All but `qkv` was made before the last launch that nothing overlapped, hence read
+    before the wait.
     """
     GROUP: tl.constexpr = HEADS // KV_HEADS
     WIDTH: tl.constexpr = (HEADS + 2 * KV_HEADS) * D
