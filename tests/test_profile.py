@@ -65,7 +65,8 @@ def test_the_whole_on_a_tiny_model(tmp_path, capsys):
         kernels = pd.read_csv(tmp_path / "tables" / f"profile_kernels_{number}.csv")
         assert kernels.ms.sum() == pytest.approx(row.busy, rel=0.1)
         assert kernels.share.sum() == pytest.approx(kernels.ms.sum() / row.watched, rel=1e-3)
-        assert kernels.set_index("kernel").calls["aten::mm"] >= 8  # two layers of four products, and the head
+        products = kernels[kernels.kernel.isin(["aten::mm", "mkldnn::_linear_pointwise"])]
+        assert products.calls.sum() >= 8  # two layers of four products, and the head
     assert "prompt_lookup:k=3" in capsys.readouterr().out
 
 
