@@ -8,6 +8,7 @@ from torch import Tensor
 
 from bench.model import Transformer
 from bench.packing import Batch
+from bench.reading import read
 from bench.sampling import NOISE_BITS, pick
 from ptp.bins import Drawn
 from ptp.completions import Completions, at, following, under
@@ -46,14 +47,14 @@ def written(teacher: Transformer, course: Course) -> Paper:
     for stop in range(1, course.length):
         chosen = pick(noise[:, stop], LAW(teacher.logits(tokens)[:, -1]))
         tokens = torch.cat([tokens, chosen[:, None]], 1)
-    return Paper(Batch.whole(tokens), noise, course.starts(TEXTS, 1))
+    return Paper(Batch.whole(tokens), noise, course.starts(TEXTS))
 
 
 def held_out(course: Course) -> Paper:
     """Trips of the world itself, whose noise nobody knows; the same for every model."""
     torch.manual_seed(course.seed + 2)
     batch = course.trips(TEXTS)
-    return Paper(batch, torch.zeros_like(batch.tokens), course.starts(TEXTS, 1))
+    return Paper(batch, torch.zeros_like(batch.tokens), course.starts(TEXTS))
 
 
 @torch.no_grad()
@@ -61,7 +62,7 @@ def tokens_per_call(name: str, pupil: Pupil, paper: Paper, slots: int, way: str)
     """1, which the target gives by itself, and the leading correct drafts among N - 1. `way`: see `ptp.draft`."""
     drawn = under(Drawn(paper.noise, torch.ones_like(paper.noise, dtype=torch.bool)), paper.starts, slots)
     completions = Completions.of(paper.batch, pupil.kind, paper.starts, drawn)
-    logits = pupil.model.score(pupil.run(paper.batch, completions))
+    logits = pupil.model.score(pupil.run(read(pupil.model, paper.batch), completions))
     guess = draw(way, logits, at(paper.noise, completions.labels), LAW)
     right = (guess.tokens == completions.tokens(paper.batch))[:, 0, pupil.kind.known :]
     run = right.cumprod(1).double()
@@ -74,7 +75,7 @@ def plain_perplexities(name: str, teacher: Transformer, course: Course) -> list[
     paper, law = held_out(course), course.city.law()
     labels = following(paper.starts, course.slots)[:, 0] + 1
     exact = -law[at(paper.batch.tokens, labels - 1), at(paper.batch.tokens, labels)].log()
-    model = at(next_token_losses(teacher, paper.batch.tokens), labels - 1)
+    model = at(next_token_losses(teacher, read(teacher, paper.batch)), labels - 1)
     return [perplexity("the law itself", exact), perplexity(name, model)]
 
 
@@ -82,8 +83,9 @@ def plain_perplexities(name: str, teacher: Transformer, course: Course) -> list[
 def inverse_perplexity(name: str, pupil: Pupil, course: Course) -> Score:
     """Of the model that had no teacher: each group of slots hears its own noise, and no token after its start."""
     paper = held_out(course)
-    slots = inverse_slots(pupil, paper.batch, paper.starts, course.slots)
-    chances = pupil.model.score(pupil.run(paper.batch, slots)).log_softmax(-1)
+    reading = read(pupil.model, paper.batch)
+    slots = inverse_slots(pupil, reading, paper.starts, course.slots)
+    chances = pupil.model.score(pupil.run(reading, slots)).log_softmax(-1)
     return perplexity(name, -chances.gather(-1, slots.tokens(paper.batch)[..., None])[:, 0, :, 0])
 
 

@@ -9,14 +9,28 @@ import pytest
 import torch
 
 import ptp.examination
+import ptp.practice
 from bench.errors import BenchError
+from bench.losses import of_tokens
+from bench.reading import read
 from ptp import world
 from ptp.draft import Draft
 from ptp.examination import CALLS, inverse_perplexity, mark, perplexity, plain_perplexities, tokens_per_call, written
-from ptp.practice import Course, Pupil, model_of, train_pupil, train_teacher
+from ptp.losses import own_noise
+from ptp.practice import (
+    Course,
+    Pupil,
+    inverse_loss,
+    inverse_slots,
+    model_of,
+    slot_loss,
+    train,
+    train_pupil,
+    train_teacher,
+)
 from ptp.trips import City
 
-COURSE = Course(City(side=2, reach=1.0), slots=4, width=32, layers=2, steps=150, rate=6e-3)
+COURSE = Course(City(side=2, reach=1.0), slots=4, width=32, layers=2, steps=80, rate=6e-3)
 
 
 def test_the_city_is_lawful_and_random():
@@ -90,6 +104,56 @@ def test_perplexity_is_the_exponential_of_the_mean_loss():
     assert mark("x", CALLS, 2, torch.tensor([1.0, 2.0, 3.0, 4.0])).standard_error == pytest.approx(0.6455, abs=1e-4)
 
 
+def test_training_gives_back_the_average_of_the_weights():
+    """Of step 0 nothing is left but what the later ones took over; the loss sees the average so far."""
+    torch.manual_seed(0)
+    module, seen, averages = torch.nn.Linear(2, 2), [], []
+
+    def loss(average):
+        seen.append(module.weight.detach().clone())
+        averages.append(average.weight.clone())
+        return module(torch.ones(2)).square().sum()
+
+    average = train(module, loss, 12, 0.1)
+    expected, after = seen[0], [*seen[1:], module.weight.detach()]
+    for step, weight in enumerate(after):
+        assert torch.allclose(averages[step], expected)
+        expected = expected + 9 / (step + 9) * (weight - expected)
+    assert torch.allclose(average.weight, expected)
+    assert not torch.allclose(average.weight, module.weight)
+
+
+def test_without_a_teacher_noise_is_read_off_the_average(monkeypatch):
+    torch.manual_seed(0)
+    pupil, steady, voices = Pupil(COURSE.config, "c"), Pupil(COURSE.config, "c"), []
+
+    def listen(voice, *rest):
+        voices.append(voice)
+        return own_noise(voice, *rest)
+
+    monkeypatch.setattr(ptp.practice, "own_noise", listen)
+    inverse_loss(pupil, steady, COURSE).backward()
+    assert [(voice.model, voice.embed) for voice in voices] == [(steady.model, steady.embedding)]
+    assert all(weight.grad is None for weight in steady.parameters())
+    assert {name for name, weight in pupil.named_parameters() if weight.grad is None} == set()
+
+
+def test_a_slot_is_asked_for_the_token_that_its_own_noise_makes():
+    """C-PTP: the token before the one whose law it predicts. O-PTP predicts the former itself."""
+    torch.manual_seed(0)
+    pupil, batch, starts = Pupil(COURSE.config, "c"), COURSE.trips(6), COURSE.starts(6)
+    reading = read(pupil.model, batch)
+    slots = inverse_slots(pupil, reading, starts, COURSE.slots)
+    goals = of_tokens(slots.tokens(batch).flatten())
+    both = slot_loss(pupil, reading, slots, goals)
+    chances = pupil.echo(pupil.run(reading, slots)).log_softmax(-1)
+    losses = [-chances[row, 0, slot, batch.tokens[row, starts[row, 0] + 1 + slot]].item()
+              for row in range(6) for slot in range(4)]
+    pupil.echo = None
+    assert (both - slot_loss(pupil, reading, slots, goals)).item() == pytest.approx(sum(losses) / 24, abs=1e-5)
+    assert Pupil(COURSE.config, "o").echo is None
+
+
 @pytest.mark.slow
 def test_listening_to_the_noise_wins(teacher):
     paper = written(teacher, COURSE)
@@ -97,18 +161,18 @@ def test_listening_to_the_noise_wins(teacher):
     control = max(tokens_per_call("independent", deaf, paper, 4, way)[-1].value for way in ("argmax", "pick"))
     for kind, way in (("o", "argmax"), ("c", "pick")):
         pupil = train_pupil(COURSE, kind, True, teacher)
-        assert tokens_per_call("PTP", pupil, paper, 4, way)[-1].value > 1.4 * control
+        assert tokens_per_call("PTP", pupil, paper, 4, way)[-1].value > 1.5 * control
 
 
 @pytest.mark.slow
 def test_no_teacher_is_needed(teacher):
-    """Of what four stops at once cost a model that hears nothing, its own noise gives most back."""
+    """Of what four stops at once cost a model that hears nothing, its own noise gives two thirds back."""
     exact, plain = plain_perplexities("teacher", teacher, COURSE)
-    inverse = inverse_perplexity("inverse", train_pupil(replace(COURSE, steps=220), "c", True, None), COURSE)
+    inverse = inverse_perplexity("inverse", train_pupil(replace(COURSE, steps=120), "c", True, None), COURSE)
     law = torch.linalg.matrix_power(COURSE.city.law(), 2)  # two stops ahead: the least that can be lost
     deaf = exp(-float((torch.linalg.matrix_power(law, 64)[0][:, None] * torch.xlogy(law, law)).sum()))
-    assert plain.value < 1.02 * exact.value
-    assert exact.value < inverse.value < (plain.value + deaf) / 2
+    assert plain.value < 1.01 * exact.value
+    assert exact.value < inverse.value < (2 * plain.value + deaf) / 3
 
 
 def test_the_page_is_written(tmp_path, monkeypatch):
