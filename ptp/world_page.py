@@ -20,7 +20,7 @@ def lines(scores: pd.DataFrame, course: Course, seconds: float) -> Iterator[str]
            f"{course.seed}; all of it took {seconds / 60:.1f} minutes, training {cpu / 60:.1f} minutes of CPU time.\n")
     yield "## Tokens per call\n"
     yield (f"1 + the leading correct drafts among N − 1, on {TEXTS} texts of the teacher, ± standard error. "
-           "A perfect student has N.\n")
+           "A perfect student has N. C-PTP, with a teacher or without, has a second head while it learns.\n")
     yield from calls_table(scores)
     yield "\n## Perplexity\n"
     yield f"Of {course.slots} stops in each of {TEXTS} held-out trips, ± standard error (the trips are the same).\n"
