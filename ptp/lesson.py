@@ -27,8 +27,9 @@ HELD_OUT_GROUPS = 32  # groups of slots on every held-out row
 
 @dataclass(frozen=True)
 class Options:
-    """The student's design; `groups` of slots on every row, and how much its noise favours the edges of bins.
+    """The student's design; `groups` of slots on every row, and how much its noise favours the edges of bins (`beta`).
 
+    `thresholds`: of front=thresholds; in the small world 1024 of them, with head=linear, taught more than digits did.
     `teacher` false: the texts are all there is to learn from, and noise is read off the student's own laws (C-PTP).
     `reverse`: C-PTP minimises KL(student || teacher). `sequential`: drafts are drawn one after the other, by a readout
     with a hidden layer of `sequential_width`.
@@ -39,6 +40,7 @@ class Options:
     rank: int = 48
     front: str = "digits"
     head: str = "mlp"
+    thresholds: int = 64
     width: int = 256
     groups: int = 128
     beta: float = 1.0
@@ -48,8 +50,8 @@ class Options:
     sequential_width: int = 512
 
     def __post_init__(self):
-        if min(self.slots, self.rank, self.groups, self.sequential_width) < 1 or self.beta <= 0:
-            raise BenchError("ptp: slots, rank, groups, sequential_width and beta must be positive")
+        if min(self.slots, self.rank, self.thresholds, self.groups, self.sequential_width) < 1 or self.beta <= 0:
+            raise BenchError("ptp: slots, rank, thresholds, groups, sequential_width and beta must be positive")
         if self.kind == "o" and (self.reverse or not self.teacher):
             raise BenchError("ptp: teacher=false and reverse=true are ways to train kind=c")
         if self.reverse and not self.teacher:
@@ -57,7 +59,7 @@ class Options:
 
     def design(self, informed: bool) -> Design:
         """What the student is made of."""
-        noise = NoiseDesign(front=self.front, head=self.head, width=self.width)
+        noise = NoiseDesign(self.front, self.head, self.thresholds, self.width)
         return Design(self.kind, self.slots, self.rank, informed, noise, self.sequential, self.sequential_width)
 
 
