@@ -10,7 +10,7 @@ from torch import Tensor
 from bench import drafters
 from bench.errors import BenchError
 from bench.loop import Method, Seen
-from bench.tree import Tree, chain
+from bench.tree import Tree, chain, chain_parents
 from ptp.adapter import BoundAdapter
 from ptp.budget import Groups, allot, gains, hypotheses
 from ptp.draft import Draft, draw
@@ -66,6 +66,7 @@ class PTP(Method):
         self.confidence = drafter.confidence[self.way]
         self.gain = torch.tensor(gains(self.confidence.runs[: self.longest + 1].tolist()), device=s.device)
         self.inputs = s.target.norm.new_zeros(s.batch, s.cache.capacity, s.target.config.hidden)  # of every position
+        self.line = chain_parents(o.k + 1, s.batch, s.device)
         self.drafts = torch.zeros(s.batch, o.k, dtype=torch.int64, device=s.device)
         self.chance = torch.zeros(s.batch, o.k, device=s.device)  # of each draft, given those before it
         self.length = torch.zeros(s.batch, dtype=torch.int64, device=s.device)  # drafts in use
@@ -143,7 +144,7 @@ class PTP(Method):
         """`rows` token rows, those past the draft being padding, and `count` [B, rows] slots under each."""
         s, row = self.sequences, torch.arange(rows, device=self.sequences.device)
         tokens = torch.cat([s.root_tokens(), self.drafts[:, : rows - 1]], 1)
-        parents = torch.where(row <= self.length[:, None], (row - 1).clamp(min=0), row)
+        parents = torch.where(row <= self.length[:, None], self.line[:, :rows], row)
         if count is None:
             structure = chain(rows, s.batch, s.device, self.length)
             return Tree(tokens, parents, depth=rows - 1, is_chain=True, structure=structure)
