@@ -22,12 +22,14 @@ class Batch:
 
     tokens: Tensor  # [B, T] int64
     texts: Tensor  # [B, T] int64: which text of its row a token belongs to; PADDING behind the last
+    said: Tensor  # [B, T] bool: part of an answer; all else is what decoding is given, not what it decodes
     greedy: Tensor  # [B, T] bool: the token was chosen at temperature 0, whatever the law of the other texts
 
     @staticmethod
     def whole(tokens: Tensor) -> "Batch":
-        """Every row is one text that was sampled."""
-        return Batch(tokens, torch.zeros_like(tokens), torch.zeros_like(tokens, dtype=torch.bool))
+        """Every row is one answer that was sampled."""
+        no = torch.zeros_like(tokens, dtype=torch.bool)
+        return Batch(tokens, torch.zeros_like(tokens), ~no, no)
 
     def to(self, device: str | torch.device) -> "Batch":
         """On another device; from pinned memory without waiting for it."""
@@ -53,9 +55,11 @@ class Batch:
         return (self.positions() > 0) & (self.texts != PADDING)
 
     def followed(self, distance: int) -> Tensor:
-        """[B, T] bool: `distance` tokens later there is a token of the same text."""
+        """[B, T] bool: the next `distance` tokens are of the same text and of an answer in it."""
         later = F.pad(self.texts[:, distance:], (0, distance), value=PADDING)
-        return (later == self.texts) & (self.texts != PADDING)
+        said = F.pad(self.said.long().cumsum(1), (1, distance))  # how many before each token
+        all_said = said[:, 1 + distance :] - said[:, 1 : -distance or None] == distance
+        return (later == self.texts) & (self.texts != PADDING) & all_said
 
     def later(self, distance: int) -> Tensor:
         """The token `distance` later, [B, T] int64; any id where there is none."""
@@ -74,7 +78,8 @@ class Batch:
 def packed(rows: Sequence[Sequence[Text]], count: int, length: int) -> Batch:
     """`count` rows of `length` tokens, each of its texts in a row, cut where the row ends; padding for the rest."""
     shape = (count, length)
-    tokens, owner, greedy = np.zeros(shape, np.int64), np.full(shape, PADDING), np.zeros(shape, np.bool_)
+    tokens, owner = np.zeros(shape, np.int64), np.full(shape, PADDING)
+    said, greedy = np.zeros(shape, np.bool_), np.zeros(shape, np.bool_)
     for row, texts in enumerate(rows):
         used = 0
         for number, text in enumerate(texts):
@@ -82,9 +87,9 @@ def packed(rows: Sequence[Sequence[Text]], count: int, length: int) -> Batch:
             here = (row, slice(used, used + len(part)))
             tokens[here], owner[here] = part, number
             for begin, end in text.answers:
-                greedy[here][begin:end] = text.greedy
+                said[here][begin:end], greedy[here][begin:end] = True, text.greedy
             used += len(part)
-    return Batch(*map(torch.from_numpy, (tokens, owner, greedy)))
+    return Batch(*map(torch.from_numpy, (tokens, owner, said, greedy)))
 
 
 def shelved(texts: Sequence[Text], length: int) -> Iterator[list[Text]]:

@@ -125,12 +125,12 @@ def rows_at(values: Tensor, index: Tensor) -> Tensor:
 
 
 def within(batch: Batch, index: Tensor, texts: Tensor) -> Tensor:
-    """Whether `index` still lies in the text `texts`."""
-    return (index < batch.tokens.shape[1]) & (at(batch.texts, index) == texts)
+    """Whether `index` still lies in the text `texts`, and in an answer."""
+    return (index < batch.tokens.shape[1]) & (at(batch.texts, index) == texts) & at(batch.said, index)
 
 
 def random_starts(batch: Batch, count: int) -> Tensor:
-    """`count` tokens of every row that another token of their text follows -> [B, count] int64.
+    """`count` tokens of every row that a token of an answer follows -> [B, count] int64.
 
     Ascending: groups that lie side by side see much the same, and a block-sparse mask has few blocks. (Multinomial
     draws would wait for the device.)

@@ -50,6 +50,9 @@ def test_rows_begin_with_texts_and_held_out_ones_are_whole():
 def test_every_answer_of_a_greedy_text_is_greedy():
     batch = packed([[Text(np.arange(9, dtype=np.int32), (5, 6), 7, ((1, 2), (3, 4)), greedy=True)]], 1, 10)
     assert batch.greedy[0].tolist() == [False] * 3 + [True] + [False] * 3 + [True] * 2 + [False]
+    assert torch.equal(batch.said, batch.greedy)
+    assert batch.followed(1)[0].nonzero().flatten().tolist() == [2, 6, 7]  # a question is given, not decoded
+    assert batch.followed(2)[0].nonzero().flatten().tolist() == [6]
     assert batch.silent(Law(0.7), 2)[0].tolist() == [False, True] + [False] * 3 + [True] * 2 + [False] * 3
     assert batch.silent(Law()).all()
 

@@ -16,7 +16,7 @@ from bench.sampling import Law, pick
 from bench.tree import Tree
 from ptp.bins import Drawn
 from ptp.calibration import calibrate
-from ptp.completions import Completions, complete, explain, random_starts, under
+from ptp.completions import Completions, at, complete, explain, random_starts, under
 from ptp.confidence import Confidence
 from ptp.draft import Draft
 from ptp.kinds import KINDS
@@ -35,7 +35,8 @@ def pack_of(lengths=TEXTS, width=15):
     texts = torch.full_like(tokens, PADDING)
     for row, sizes in zip(texts, lengths, strict=True):
         row[: sum(sizes)] = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
-    return Batch(tokens, texts, torch.zeros_like(texts, dtype=torch.bool))
+    no = torch.zeros_like(texts, dtype=torch.bool)
+    return Batch(tokens, texts, ~no, no)
 
 
 PACK = pack_of()
@@ -150,6 +151,18 @@ def test_indices_are_those_of_the_definition(kind):
             usable += fine
     assert usable > 20
     assert not made.valid[PACK.texts == PADDING].any()
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_no_slot_predicts_what_decoding_would_be_given(kind):
+    pack = pack_of()
+    pack.said[:, 2::4] = False
+    made = Completions.of(pack, kind, all_starts(), under(some_noise(), all_starts(), SLOTS))
+    assert at(pack.said, made.labels)[made.valid].all()
+    usual = Completions.of(PACK, kind, all_starts(), under(some_noise(), all_starts(), SLOTS))
+    assert 0 < made.valid.sum() < usual.valid.sum()
+    random = random_starts(pack, 200)
+    assert pack.said.gather(1, random + 1).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
