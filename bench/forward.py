@@ -48,12 +48,12 @@ class PlainForward:
         return Result(logits[:, :n], None if tree.slots is None else logits[:, n:], None, tapped)
 
 
-def forward_for(model: Transformer, cache: Cache) -> Forward:
-    """The fastest forward for the model's device and dtype."""
+def forward_for(model: Transformer, cache: Cache, widest: int = 0) -> Forward:
+    """The fastest forward for the model's device and dtype; `widest`: most rows of any step, 0 if nobody knows."""
     if model.norm.is_cuda and model.norm.dtype in (torch.bfloat16, torch.float16):
         from bench.fused import FusedForward  # Triton exists on CUDA machines only
 
-        return FusedForward(model, cache)
+        return FusedForward(model, cache, widest)
     return PlainForward(model, cache)
 
 

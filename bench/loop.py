@@ -161,10 +161,10 @@ class Decoder:
     def __init__(self, method: Method, sequences: Sequences):
         self.method, self.sequences = method, sequences
         self.done = DoneFlag(sequences.done)
-        forward, kinds = forward_for(sequences.target, sequences.cache), range(len(method.rows))
+        forward = forward_for(sequences.target, sequences.cache, sequences.widest)
         method.start()
         sequences.log.reset()  # steps are run before they are captured, and decoders share a log: it must not fill up
-        self.steps = [Step(method, forward, kind) for kind in kinds]
+        self.steps = [Step(method, forward, kind) for kind in range(len(method.rows))]
         self.programs = programs(self.steps, sequences.device)
         self.times: list[list[float]] = []  # per step, of each phase, in milliseconds
 
