@@ -74,12 +74,12 @@ def test_noise_explains_the_texts(law, chunk, monkeypatch):
     for row, first, end in texts_of(PACK):
         choices = law(MODEL.logits(PACK.tokens[row : row + 1, first:end])[0])
         assert not drawn.explained[row, first]
-        for at in range(first + 1, end):
-            one = type(choices)(choices.ids[at - first - 1], choices.mass[at - first - 1])
-            token, mass = PACK.tokens[row, at], one.dense(12)[PACK.tokens[row, at]]
-            assert drawn.explained[row, at] == (mass > 0)
+        for place in range(first + 1, end):
+            one = type(choices)(choices.ids[place - first - 1], choices.mass[place - first - 1])
+            token, mass = PACK.tokens[row, place], one.dense(12)[PACK.tokens[row, place]]
+            assert drawn.explained[row, place] == (mass > 0)
             if mass > 0:
-                assert pick(drawn.noise[row, at], one) == token
+                assert pick(drawn.noise[row, place], one) == token
             explained, excluded = explained + int(mass > 0), excluded + int(mass == 0)
     assert explained > 10
     assert (excluded > 0) == (law != Law(1.0))
