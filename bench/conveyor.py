@@ -1,19 +1,25 @@
-"""More sequences than rows: a row whose sequence is done takes the next one, so that no row waits for the longest."""
+"""More sequences than rows: a row whose sequence is done takes the next one, so that no row waits for the longest.
+
+A CUDA device never waits for the host: while it runs a stride, the host reads the prompts that come next into a cache
+of their own, and hands on what was finished a stride ago.
+"""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 
 from bench.cache import Cache
 from bench.clip import clip
-from bench.forward import prefill
+from bench.forward import read
 from bench.loop import Decoder
-from bench.sequences import Prompt
+from bench.noise import sent
+from bench.sequences import Prompt, Sequences
 
-STRIDE = 8  # steps between two looks at what is done
-FREE = 8  # one row in so many must be free before any is filled: a prefill costs as much for one row as for many
+STRIDE = 4  # steps between two looks at what is done
+FREE = 8  # one row in so many must be free before any is filled: prompts are read faster together
+READ = 1 << 14  # most tokens of prompts, padding included, that are read together
 
 
 @dataclass(frozen=True)
@@ -25,11 +31,46 @@ class Job:
     then: Callable[[list[int]], None]
 
 
+@dataclass(frozen=True)
+class Ready:
+    """Jobs whose prompts are read; they wait for rows."""
+
+    jobs: list[Job]
+    caches: list[Cache]  # of the first few jobs, of the next few, ...
+
+
+class Look:
+    """What the rows say and which are done, copied to the host while the device goes on."""
+
+    def __init__(self, sequences: Sequences):
+        self.sources, self.on_cuda = (sequences.done, sequences.lengths, sequences.tokens), sequences.done.is_cuda
+        self.copies = [torch.empty_like(source, device="cpu", pin_memory=self.on_cuda) for source in self.sources]
+        self.copied = torch.cuda.Event() if self.on_cuda else None
+
+    def take(self) -> None:
+        """Copy, once all that was begun is over."""
+        for copy, source in zip(self.copies, self.sources, strict=True):
+            copy.copy_(source, non_blocking=True)
+        if self.copied:
+            self.copied.record()
+
+    def done(self) -> list[bool]:
+        """Of each row, when the look was taken."""
+        if self.copied:
+            self.copied.synchronize()
+        return self.copies[0].tolist()
+
+    def ids(self, row: int, start: int) -> list[int]:
+        """What a row says from `start` on."""
+        return self.copies[2][row, start : int(self.copies[1][row])].tolist()
+
+
 class Conveyor:
     """Drives a decoder's loop, a few steps at a time."""
 
     def __init__(self, decoder: Decoder, end_ids: frozenset[int]):
         self.decoder, self.sequences, self.end_ids = decoder, decoder.sequences, end_ids
+        self.look = Look(self.sequences)
 
     @torch.inference_mode()
     def drain(self, waiting: deque[Job]) -> None:
@@ -37,34 +78,57 @@ class Conveyor:
         rows: list[Job | None] = [None] * self.sequences.batch
         self.sequences.end_at(self.end_ids)
         self.sequences.done.fill_(True)
-        while waiting or any(rows):
-            free = [row for row, job in enumerate(rows) if job is None]
-            if waiting and FREE * len(free) >= len(rows):
-                for row in free[: len(waiting)]:
-                    rows[row] = waiting.popleft()
-                self.place({row: job for row in free if (job := rows[row])})
+        ready = self.read(waiting)
+        while ready.jobs or any(rows):
+            while ready.jobs and len(free := [row for row, job in enumerate(rows) if job is None]) >= len(ready.jobs):
+                self.place(ready, rows, free)
+                ready = self.read(waiting)
+            self.look.take()
             self.sequences.log.reset()
-            self.decoder.run(STRIDE)
+            self.decoder.launch(STRIDE)
             self.harvest(rows)
+            ready = ready if ready.jobs else self.read(waiting)
 
-    def place(self, jobs: dict[int, Job]) -> None:
-        """Prompts into rows, and all but their last tokens through the target into the cache."""
-        sequences, prompts = self.sequences, [job.prompt for job in jobs.values()]
-        sequences.put(list(jobs), prompts, [job.limit for job in jobs.values()], streams=("target",))
-        rows = torch.tensor(list(jobs), device=sequences.device)
-        length = max(len(prompt.ids) for prompt in prompts) - 1
-        target = sequences.target
-        part = Cache(target.config, len(jobs), length, target.norm)
-        prefill(target, part, sequences.tokens[rows, :length])
-        sequences.cache.keys[:, rows, :, :length] = part.keys
-        sequences.cache.values[:, rows, :, :length] = part.values
+    def read(self, waiting: deque[Job]) -> Ready:
+        """As many of the jobs that wait as take rows together, and their prompts through the target."""
+        jobs = [waiting.popleft() for _ in range(min(len(waiting), -(-self.sequences.batch // FREE)))]
+        parts = list(alike(jobs))
+        caches = [read(self.sequences.target, sent(padded(job.prompt.ids for job in part), self.sequences.device))
+                  for part in parts]
+        return Ready([job for part in parts for job in part], caches)
+
+    def place(self, ready: Ready, rows: list[Job | None], free: list[int]) -> None:
+        """Jobs and what was read of their prompts into rows."""
+        jobs, sequences, free = ready.jobs, self.sequences, free[: len(ready.jobs)]
+        for row, job in zip(free, jobs, strict=True):
+            rows[row] = job
+        sequences.put(free, [job.prompt for job in jobs], [job.limit for job in jobs], streams=("target",))
+        at = sent(torch.tensor(free), sequences.device).split([cache.batch for cache in ready.caches])
+        for part, cache in zip(at, ready.caches, strict=True):
+            sequences.cache.keys[:, part, :, : cache.capacity] = cache.keys
+            sequences.cache.values[:, part, :, : cache.capacity] = cache.values
         self.decoder.method.start()
 
     def harvest(self, rows: list[Job | None]) -> None:
-        """Hand on what is finished, and free its rows."""
-        done, lengths = self.sequences.done.tolist(), self.sequences.lengths.tolist()
-        ready = [(row, job) for row, job in enumerate(rows) if job and done[row]]
-        tokens = self.sequences.tokens[[row for row, _ in ready]].tolist()
-        for (row, job), ids in zip(ready, tokens, strict=True):
-            rows[row] = None
-            job.then(clip(ids[len(job.prompt.ids) : lengths[row]], [], job.limit, self.end_ids).tokens)
+        """Hand on what was finished when the look was taken, and free its rows."""
+        for row, done in enumerate(self.look.done()):
+            if done and (job := rows[row]):
+                rows[row] = None
+                job.then(clip(self.look.ids(row, len(job.prompt.ids)), [], job.limit, self.end_ids).tokens)
+
+
+def alike(jobs: list[Job]) -> Iterator[list[Job]]:
+    """The jobs by the lengths of their prompts, in parts of at most `READ` tokens."""
+    part: list[Job] = []
+    for job in sorted(jobs, key=lambda job: len(job.prompt.ids)):
+        if part and (len(part) + 1) * len(job.prompt.ids) > READ:
+            yield part
+            part = []
+        part.append(job)
+    if part:
+        yield part
+
+
+def padded(prompts: Iterable[list[int]]) -> torch.Tensor:
+    """One a row, zeros behind: [prompts, longest] int64."""
+    return torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in prompts], batch_first=True)

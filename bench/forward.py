@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from bench.cache import Cache
-from bench.model import Adapter, Transformer, attend_tree
+from bench.model import Adapter, Transformer, attend_tree, causal
 from bench.tree import Tree, chain
 
 PREFILL_CHUNK = 256
@@ -64,3 +64,19 @@ def prefill(model: Transformer, cache: Cache, tokens: Tensor) -> None:
         root = torch.full((len(chunk),), start, device=chunk.device)
         structure = chain(chunk.shape[1], len(chunk), chunk.device)
         model(model.embed(chunk), root[:, None] + structure.depths, attend_tree(cache, root, structure))
+
+
+def read(model: Transformer, prompts: Tensor) -> Cache:
+    """Keys and values of prompts [B, T] int64, each from its first token on, in a cache of just that size.
+
+    No mask is needed: what follows a short prompt is not seen by it, and is overwritten.
+    """
+    batch, length = prompts.shape
+    cache = Cache(model.config, batch, length, model.norm)
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        cache.keys[layer], cache.values[layer] = k, v
+        return causal(layer, q, k, v)
+
+    model(model.embed(prompts), torch.arange(length, device=prompts.device).expand(batch, -1), attend)
+    return cache

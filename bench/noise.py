@@ -40,9 +40,14 @@ class Noise:
         for stream in streams:
             numbers = self.streams[stream]
             fresh = np.stack([key.numbers(stream, numbers.shape[1]) for key in keys])
-            numbers[rows] = torch.from_numpy(fresh).to(numbers.device)
+            numbers[rows] = sent(torch.from_numpy(fresh), numbers.device)
 
     def at(self, stream: str, positions: Tensor) -> Tensor:
         """`u` at absolute positions: [B, rows] int64 -> [B, rows] int64."""
         numbers = self.streams[stream]
         return numbers.gather(1, positions.clamp(max=numbers.shape[1] - 1))
+
+
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """To a device, from the host, which does not wait until a CUDA device has done what it was given before."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values

@@ -9,7 +9,7 @@ from torch import Tensor
 from bench.cache import Cache
 from bench.errors import BenchError
 from bench.model import Transformer
-from bench.noise import STREAMS, Noise, NoiseKey
+from bench.noise import STREAMS, Noise, NoiseKey, sent
 from bench.verify import Evidence, Outcome
 
 MAX_END_IDS = 8
@@ -76,10 +76,10 @@ class Sequences:
         tokens = torch.zeros(len(rows), self.tokens.shape[1], dtype=torch.int64)
         for row, prompt in zip(tokens, prompts, strict=True):
             row[: len(prompt.ids)] = torch.tensor(prompt.ids)
-        at = torch.tensor(rows, device=self.device)
-        self.tokens[at] = tokens.to(self.device)
-        self.lengths[at] = torch.tensor(lengths, device=self.device)
-        self.limits[at] = self.lengths[at] + torch.tensor(limits, device=self.device)
+        at, starts = (sent(torch.tensor(numbers), self.device) for numbers in (rows, lengths))
+        self.tokens[at] = sent(tokens, self.device)
+        self.lengths[at] = starts
+        self.limits[at] = starts + sent(torch.tensor(limits), self.device)
         self.done[at] = False
         self.noise.fill([p.noise for p in prompts], at, streams)
 

@@ -2,13 +2,14 @@
 
 from collections import deque
 from functools import partial
+from itertools import pairwise
 
 import pytest
 
-from bench.conveyor import FREE, STRIDE, Conveyor, Job
+from bench.conveyor import FREE, READ, STRIDE, Conveyor, Job, alike
 from bench.noise import NoiseKey
 from bench.sampling import Law
-from bench.sequences import SLACK, Prompt
+from bench.sequences import Prompt
 from tests import tiny
 
 TARGET, ENDS = tiny.transformer(seed=5), frozenset({3})
@@ -63,18 +64,29 @@ def test_no_row_waits_for_the_longest():
     """One text in eight is long: a plain batch would spend 8 x 48 row steps for 1 x 48 + 7 x 2 tokens."""
     rows, count = 8, 160
     decoder, said, steps = tiny.decoder_of(AUTOREGRESSIVE, TARGET, Law(1.0), rows), {}, 0
-    run = decoder.run
+    launch = decoder.launch
 
-    def counted(limit):
+    def counted(stride):
         nonlocal steps
-        run(limit)
-        steps += len(decoder.times)
+        launch(stride)
+        steps += stride
 
-    decoder.run = counted
+    decoder.launch = counted
     lengths = [48 if i % 8 == 0 else 2 for i in range(count)]
     Conveyor(decoder, frozenset()).drain(
         deque(Job(prompt(i), lengths[i], partial(said.__setitem__, i)) for i in range(count)))
     assert [len(said[i]) for i in range(count)] == lengths
-    # A short text holds its row for one stride; a row in FREE may be empty; at the end the last long text runs alone.
-    held = sum(max(length, STRIDE) + STRIDE + SLACK for length in lengths)
-    assert steps <= held / rows * FREE / (FREE - 1) + 48 < count / rows * 48
+    # A text holds its row for whole strides and one more; a row in FREE may be empty; the last long one runs alone.
+    held = sum((-(-length // STRIDE) + 1) * STRIDE for length in lengths)
+    assert sum(lengths) / rows < steps <= held / rows * FREE / (FREE - 1) + 48 + STRIDE < count / rows * 48
+
+
+def test_prompts_are_read_beside_those_of_their_length():
+    """Every job in one part; no part larger than `READ` with its padding, and none that could take the next prompt."""
+    lengths = [3000, 40, 900, 41, 2500, 39, 800] * 5
+    parts = list(alike([Job(Prompt([1] * length, NoiseKey(0, i)), 1, print) for i, length in enumerate(lengths)]))
+    sizes = [[len(job.prompt.ids) for job in part] for part in parts]
+    assert [size for part in sizes for size in part] == sorted(lengths)
+    assert all(len(part) * max(part) <= READ for part in sizes)
+    assert all((len(a) + 1) * b[0] > READ for a, b in pairwise(sizes))
+    assert not list(alike([]))
