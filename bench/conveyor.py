@@ -22,6 +22,9 @@ FREE = 8  # one row in so many must be free before any is filled: prompts are re
 READ = 1 << 14  # most tokens of prompts, padding included, that are read together
 
 
+More = Callable[[], bool]  # lets something begin that may bring jobs; False: nothing is left to begin
+
+
 @dataclass(frozen=True)
 class Job:
     """A prompt, and what happens to its continuation."""
@@ -73,25 +76,28 @@ class Conveyor:
         self.look = Look(self.sequences)
 
     @torch.inference_mode()
-    def drain(self, waiting: deque[Job]) -> None:
-        """Decode until nothing waits and nothing runs. A job's `then` may let more jobs wait."""
+    def drain(self, waiting: deque[Job], more: More = lambda: False) -> None:
+        """Decode until nothing waits and nothing runs. A job's `then` may let more jobs wait, and so may `more`."""
         rows: list[Job | None] = [None] * self.sequences.batch
         self.sequences.end_at(self.end_ids)
         self.sequences.done.fill_(True)
-        ready = self.read(waiting)
+        ready = self.read(waiting, more)
         while ready.jobs or any(rows):
             while ready.jobs and len(free := [row for row, job in enumerate(rows) if job is None]) >= len(ready.jobs):
                 self.place(ready, rows, free)
-                ready = self.read(waiting)
+                ready = self.read(waiting, more)
             self.look.take()
             self.sequences.log.reset()
             self.decoder.launch(STRIDE)
             self.harvest(rows)
-            ready = ready if ready.jobs else self.read(waiting)
+            ready = ready if ready.jobs else self.read(waiting, more)
 
-    def read(self, waiting: deque[Job]) -> Ready:
+    def read(self, waiting: deque[Job], more: More) -> Ready:
         """As many of the jobs that wait as take rows together, and their prompts through the target."""
-        jobs = [waiting.popleft() for _ in range(min(len(waiting), -(-self.sequences.batch // FREE)))]
+        count = -(-self.sequences.batch // FREE)
+        while len(waiting) < count and more():
+            pass
+        jobs = [waiting.popleft() for _ in range(min(len(waiting), count))]
         parts = list(alike(jobs))
         caches = [read(self.sequences.target, sent(padded(job.prompt.ids for job in part), self.sequences.device))
                   for part in parts]

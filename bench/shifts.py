@@ -56,7 +56,7 @@ class Shifts:
     def write(self, number: int, tell: Tell) -> list[Text]:
         """All texts of a shard, not yet sifted."""
         count, seed, origin = self.settings["shard"], self.settings["seed"], self.origin(number)
-        scripts = [self.script(origin.settings["kind"], number, i) for i in range(count)]
+        scripts = (self.script(origin.settings["kind"], number, i) for i in range(count))
         keys = [NoiseKey(seed, f"teacher/{number}/{i}") for i in range(count)]
         return self.teacher(origin.settings["kind"]).play(scripts, keys, (self.base.law, origin.law), tell)
 

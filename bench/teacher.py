@@ -1,7 +1,7 @@
 """The target writes its own training text: scripts say what is given and what it has to say itself."""
 
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -91,29 +91,37 @@ class Teacher:
         self.conveyors: dict[Law, Conveyor] = {}
         self.said = 0  # tokens so far
 
-    def play(self, scripts: list[Script], keys: list[NoiseKey], laws: tuple[Law, Law], tell: Tell) -> list[Text]:
-        """One text per script. `laws`: of questions and of answers; were the first greedy, all would ask the same."""
+    def play(self, scripts: Iterable[Script], keys: list[NoiseKey], laws: tuple[Law, Law], tell: Tell) -> list[Text]:
+        """One text per script and key. `laws`: of questions and of answers; were the first greedy, all would ask the
+        same. A script is made when there is room for what it asks: making one may take long.
+        """
         asking, answering = laws
         texts: dict[int, Text] = {}
         queues: dict[Law, deque[Job]] = {asking: deque(), answering: deque()}
+        fresh = enumerate(scripts)
 
-        def go_on(number: int, turn: int, said: list[int] | None) -> None:
+        def begin() -> bool:
+            for number, script in fresh:
+                go_on(script, number, 0, None)
+                return True
+            return False
+
+        def go_on(script: Script, number: int, turn: int, said: list[int] | None) -> None:
             self.said += len(said or [])
             try:
-                request = next(scripts[number]) if said is None else scripts[number].send(said)
+                request = script.send(said)  # type: ignore[arg-type]  # None: it begins
             except StopIteration as end:
                 texts[number] = end.value
-                tell(len(texts) / len(scripts))
+                tell(len(texts) / len(keys))
                 return
             key = NoiseKey(keys[number].seed, keys[number].question_id, turn)
             queues[asking if request.asks else answering].append(
-                Job(Prompt(request.ids, key), request.limit, partial(go_on, number, turn + 1)))
+                Job(Prompt(request.ids, key), request.limit, partial(go_on, script, number, turn + 1)))
 
-        for number in range(len(scripts)):
-            go_on(number, 0, None)
-        while waiting := [law for law, queue in queues.items() if queue]:
-            self.conveyor(waiting[0]).drain(queues[waiting[0]])
-        return [texts[number] for number in range(len(scripts))]
+        while begin() or any(queues.values()):
+            for law, queue in queues.items():
+                self.conveyor(law).drain(queue, begin)
+        return [texts[number] for number in range(len(keys))]
 
     def conveyor(self, law: Law) -> Conveyor:
         """Made, and on a GPU captured, once."""

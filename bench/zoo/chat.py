@@ -1,6 +1,7 @@
 """Tokenizers of real models: the `tokenizers` library for the text, Jinja for the chat template."""
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,16 @@ def render(template: str, messages: list[Message], special: dict[str, str]) -> s
     `strftime_now` is left undefined: templates that would print today's date fall back to a fixed one, so that
     prompts are the same tomorrow.
     """
+    return compiled(template).render(messages=messages, add_generation_prompt=True, **special)
+
+
+@cache
+def compiled(template: str) -> jinja2.Template:
+    """A template, ready to render: this takes longer than a conversation does."""
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
     environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
     environment.globals["raise_exception"] = refuse
-    return environment.from_string(template).render(messages=messages, add_generation_prompt=True, **special)
+    return environment.from_string(template)
 
 
 def refuse(message: str) -> None:
