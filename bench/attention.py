@@ -14,12 +14,19 @@ Sees = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 Mask = Tensor | BlockMask
 
 
-def mask_of(sees: Sees, shape: tuple[int, int, int], like: Tensor) -> Mask:
-    """The mask of a batch, for all layers; shape: batch, rows, columns. Blocks that nobody sees cost CUDA nothing."""
+def mask_of(sees: Sees, shape: tuple[int, int, int], like: Tensor, frozen: int = 0) -> Mask:
+    """The mask of a batch, for all layers; shape: batch, rows, columns. Blocks that nobody sees cost CUDA nothing.
+
+    Neither do, on the way back, the keys and values of the first `frozen` columns: nobody wants their gradients.
+    """
     batch, rows, columns = shape
-    if fast(like):
-        return create_block_mask(sees, batch, None, rows, columns, like.device)
-    return dense(sees, shape, like.device)
+    if not fast(like):
+        return dense(sees, shape, like.device)
+    mask = create_block_mask(sees, batch, None, rows, columns, like.device)
+    for seen_by in (mask.q_num_blocks, mask.full_q_num_blocks):
+        assert seen_by is not None
+        seen_by[..., : frozen // mask.BLOCK_SIZE[1]] = 0
+    return mask
 
 
 def dense(sees: Sees, shape: tuple[int, int, int], device: torch.device) -> Tensor:

@@ -5,13 +5,15 @@ A program for a whole model would take minutes to compile, and every training ne
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from bench.attention import Mask, attend, mask_of
-from bench.model import Adapter, Block, Projection, Transformer
+from bench.model import Block, Projection, Transformer
 from bench.packing import Batch
+from bench.product import product
 from bench.programs import fused
 
 Past = tuple[Tensor, Tensor]  # keys and values of a layer, [B, kv_heads, T, head_dim], keys rotated
@@ -47,15 +49,40 @@ class Place:
     mask: Mask  # m rows; as columns first the tokens that were read, then the slots
 
 
-def follow(model: Transformer, reading: Reading, place: Place, x: Tensor, adapters: Sequence[Adapter] | None) -> Tensor:
+class Correction(Protocol):
+    """Of a layer's matrices, for slots."""
+
+    def onto(self, name: str, weight: Tensor) -> Tensor:
+        """What slots see in place of the matrix `name` ("qkv", "out", "gate_up", "down"), [out, in]."""
+
+
+class Corrected(Projection):
+    """The four matrix products of a layer where every row is a slot.
+
+    Its matrices are corrected first, as decoding has them: slots are many, and a product apart for the correction
+    would have to be written and read as often as the one that it is added to.
+    """
+
+    def __init__(self, block: Block, correction: Correction):
+        super().__init__(block, 0, None, 0)
+        self.correction = correction
+
+    def __call__(self, name: str, x: Tensor) -> Tensor:
+        """x [B, m, in] -> [B, m, out]."""
+        weight = self.correction.onto(name, getattr(self.block, name))
+        return product(x, weight, self.block.qkv_bias if name == "qkv" else None)
+
+
+def follow(model: Transformer, reading: Reading, place: Place, x: Tensor,
+           corrections: Sequence[Correction] | None) -> Tensor:
     """Slots x [B, m, hidden] through the model, behind what was read -> the head's input at each, [B, m, hidden].
 
-    `adapters`: one per layer, each of which may be asked for layer 0 only.
+    `corrections`: one per layer.
     """
     rotation = model.rope[place.positions]
     for number, block in enumerate(model.blocks):
         assert isinstance(block, Block)
-        project = Projection(block, 0, adapters[number] if adapters else None, x.shape[1])
+        project = Corrected(block, corrections[number]) if corrections else Projection(block, 0, None, 0)
         x = slot_layer(x, model, project, rotation, place.mask, reading.layers[number])
     return model.rms(x, model.norm)
 

@@ -33,13 +33,17 @@ class LowRank(nn.Module):
         """[.., in] -> [.., out] in the dtype of x; training keeps the weights in float32."""
         return F.linear(F.linear(x, self.narrow.to(x.dtype)), self.widen.to(x.dtype))
 
+    def onto(self, weight: Tensor) -> Tensor:
+        """weight + B A, [out, in] in the dtype of the weight."""
+        return weight + self.widen.to(weight.dtype) @ self.narrow.to(weight.dtype)
+
 
 class Corrections(nn.ModuleDict):
-    """Of one layer. Implements `bench.model.Adapter` for a pass that goes layer by layer: there are no others."""
+    """Of one layer. Implements `bench.reading.Correction`."""
 
-    def delta(self, layer: int, name: str, x: Tensor) -> Tensor:
-        """See `GatedAdapter.delta`."""
-        return self[name](x)  # type: ignore[no-any-return]
+    def onto(self, name: str, weight: Tensor) -> Tensor:
+        """What slot rows see in place of the matrix `name`, [out, in]."""
+        return self[name].onto(weight)  # type: ignore[no-any-return,operator]
 
 
 class GatedAdapter(nn.Module):
@@ -59,8 +63,8 @@ class GatedAdapter(nn.Module):
 
     def merged(self, layer: int, name: str, weight: Tensor) -> Tensor:
         """The matrix that slot rows see: weight + B A, [out, in], summed in float32 or wider."""
-        pair, wide = self.correction(layer, name), torch.promote_types(weight.dtype, torch.float32)
-        return (weight.to(wide) + pair.widen.to(wide) @ pair.narrow.to(wide)).to(weight.dtype)
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        return self.correction(layer, name).onto(weight.to(wide)).to(weight.dtype)
 
     def correction(self, layer: int, name: str) -> LowRank:
         """One of the pairs."""

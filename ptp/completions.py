@@ -147,10 +147,11 @@ def complete(model: Transformer, adapter: GatedAdapter | None, reading: Reading,
     batch, x = reading.batch, embedded.flatten(1, 2)
     (rows, tokens), slots = batch.tokens.shape, x.shape[1]
     model.extend_rope(tokens + embedded.shape[2])  # slots may hang from the last token
+    frozen = 0 if reading.layers[0][0].requires_grad else tokens
     place = Place(completions.positions(batch).flatten(1),
-                  mask_of(completions.sees(batch), (rows, slots, tokens + slots), x))
-    layers = list(adapter.layers) if adapter else None
-    return follow(model, reading, place, x, layers).view(embedded.shape)  # type: ignore[arg-type]
+                  mask_of(completions.sees(batch), (rows, slots, tokens + slots), x, frozen))
+    corrections = list(adapter.layers) if adapter else None
+    return follow(model, reading, place, x, corrections).view(embedded.shape)  # type: ignore[arg-type]
 
 
 def growing(reading: Reading, starts: Tensor) -> Attend:

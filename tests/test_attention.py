@@ -64,6 +64,19 @@ def test_a_block_mask_says_the_same_and_is_sparse(what, monkeypatch):
     assert needed.float().mean() < 0.5
 
 
+def test_frozen_columns_are_seen_but_send_nothing_back(monkeypatch):
+    monkeypatch.setattr(attention, "fast", lambda _: True)
+    batch = Reader(texts(60), 2, 512, seed=3).at(0)
+    made, shape = slots_of(batch, 64, 8), (2, 512, 1024)
+    usual, frozen = (mask_of(made.sees(batch), shape, batch.tokens, columns) for columns in (0, 300))
+    assert usual.q_num_blocks[..., :2].all()
+    assert torch.equal(frozen.to_dense(), usual.to_dense())
+    for kind in ("q_num_blocks", "full_q_num_blocks"):
+        before, after = getattr(usual, kind), getattr(frozen, kind)
+        assert not after[..., :2].any()  # 300 columns are two whole blocks, and a part of one that must stay
+        assert torch.equal(after[..., 2:], before[..., 2:])
+
+
 @pytest.fixture
 def compiled(monkeypatch):
     """The route that CUDA takes, with a compiler that needs no GPU. Holds the programs that it makes."""
