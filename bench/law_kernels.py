@@ -1,6 +1,7 @@
 """Triton kernels that draw a token from a law of few ids: same results as `pick` and `Landing.of` with `law(logits)`.
 
-Two launches: chunks of a row find their own best ids, then one program per row finds the best of those and draws.
+To draw takes two launches: chunks of a row find their own best ids, then one program per row finds the best of those
+and draws.
 """
 
 import torch
@@ -31,6 +32,14 @@ def best(order, k):
     above, equal = order > bar, order == bar
     room = k - tl.sum(above.to(tl.int32), 0)
     return above | (equal & (tl.cumsum(equal.to(tl.int32), 0) <= room))
+
+
+@triton.jit
+def largest_kernel(scores, out, n, K: tl.constexpr, BLOCK: tl.constexpr):
+    """Where the K largest of each row of `scores` [rows, n] are, ascending -> out [rows, K] int64."""
+    row, at = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
+    chosen = best(tl.where(at < n, ordered(tl.load(scores + row * n + at, at < n, 0.0)), -1), K)
+    tl.store(out + row * K + tl.cumsum(chosen.to(tl.int32), 0) - 1, at, chosen)
 
 
 @triton.jit
@@ -88,6 +97,16 @@ def serves(law: Law, logits: Tensor) -> bool:
     """Whether `draw` can be used for this law."""
     few = law.temperature == 0 or (0 < law.top_k <= MOST and law.top_p == 1)
     return logits.is_cuda and few and logits.shape[-1] < MAX_VOCAB
+
+
+def largest(scores: Tensor, k: int) -> Tensor:
+    """What `bench.sampling.best` gives, in one launch: [.., n] float32 -> [.., k] int64; k at most n."""
+    flat = scores.flatten(0, -2).contiguous()
+    rows, n = flat.shape
+    out = torch.empty(rows, k, dtype=torch.int64, device=scores.device)
+    block = triton.next_power_of_2(n)
+    largest_kernel[(rows,)](flat, out, n, K=k, BLOCK=block, num_warps=8 if block > 1024 else 4)
+    return out.view(*scores.shape[:-1], k)
 
 
 def land(noise: Tensor, logits: Tensor, law: Law) -> Landing:

@@ -216,8 +216,8 @@ def attend_tree(cache: Cache, root: Tensor, structure: Structure) -> Attend:
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     """Rotary embedding, halves layout. x [B, heads, rows, head_dim], rotation [B, rows, 2, head_dim / 2]."""
     cos, sin = rotation[:, None, :, 0], rotation[:, None, :, 1]
-    a, b = x.to(rotation.dtype).chunk(2, -1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(x.dtype)
+    a, b = (half.to(rotation.dtype) for half in x.chunk(2, -1))
+    return torch.cat([half.to(x.dtype) for half in (a * cos - b * sin, b * cos + a * sin)], -1)
 
 
 def frequencies(config: Config) -> Tensor:

@@ -3,7 +3,7 @@
 import torch
 
 from bench import law_kernels
-from bench.sampling import NOISE_BITS, Landing, Law, pick
+from bench.sampling import NOISE_BITS, Landing, Law, best, pick
 from ptp.bins import Bins
 
 LAST = (1 << NOISE_BITS) - 1
@@ -44,5 +44,8 @@ for law in LAWS:
     noise = torch.randint(1 << NOISE_BITS, (6,))
     check(noise, logits, law)
     assert torch.equal(law_kernels.draw(noise, logits, law), pick(noise, law(logits)))  # without a margin
+for k, n in ((1, 40), (50, 1100), (64, 64), (5, 1024)):
+    logits = some_logits(n).view(2, 3, n)
+    assert torch.equal(law_kernels.largest(logits, k), best(logits.cpu(), k).to(logits.device)), (k, n)
 check(torch.zeros(0, 3, dtype=torch.int64), torch.zeros(0, 3, 40), LAWS[2])
 print("checked")
