@@ -18,7 +18,7 @@ from bench.noise import sent
 from bench.sequences import Prompt, Sequences
 
 STRIDE = 4  # steps between two looks at what is done
-FREE = 8  # one row in so many must be free before any is filled: prompts are read faster together
+FREE = 16  # one row in so many must be free before any is filled: prompts are read faster together
 READ = 1 << 14  # most tokens of prompts, padding included, that are read together
 
 
@@ -80,7 +80,7 @@ class Conveyor:
         """Decode until nothing waits and nothing runs. A job's `then` may let more jobs wait, and so may `more`."""
         rows: list[Job | None] = [None] * self.sequences.batch
         self.sequences.end_at(self.end_ids)
-        self.sequences.done.fill_(True)
+        self.sequences.rest(list(range(len(rows))))
         ready = self.read(waiting, more)
         while ready.jobs or any(rows):
             while ready.jobs and len(free := [row for row, job in enumerate(rows) if job is None]) >= len(ready.jobs):
@@ -117,10 +117,11 @@ class Conveyor:
 
     def harvest(self, rows: list[Job | None]) -> None:
         """Hand on what was finished when the look was taken, and free its rows."""
-        for row, done in enumerate(self.look.done()):
-            if done and (job := rows[row]):
-                rows[row] = None
-                job.then(clip(self.look.ids(row, len(job.prompt.ids)), [], job.limit, self.end_ids).tokens)
+        ended = {row: job for row, done in enumerate(self.look.done()) if done and (job := rows[row])}
+        for row, job in ended.items():
+            rows[row] = None
+            job.then(clip(self.look.ids(row, len(job.prompt.ids)), [], job.limit, self.end_ids).tokens)
+        self.sequences.rest(list(ended))
 
 
 def alike(jobs: list[Job]) -> Iterator[list[Job]]:

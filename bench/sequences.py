@@ -83,6 +83,12 @@ class Sequences:
         self.done[at] = False
         self.noise.fill([p.noise for p in prompts], at, streams)
 
+    def rest(self, rows: list[int]) -> None:
+        """Nothing runs in these rows for a while: they are done, and have no keys that a step would read."""
+        at = sent(torch.tensor(rows, dtype=torch.int64), self.device)
+        self.done[at] = True
+        self.lengths[at] = 1
+
     def commit(self, outcome: Outcome) -> None:
         """Append the kept tokens. A sequence that is done keeps its length; what lies behind it is never read."""
         offsets = torch.arange(outcome.tokens.shape[1], device=self.device)

@@ -56,18 +56,23 @@ class Shifts:
     def write(self, number: int, tell: Tell) -> list[Text]:
         """All texts of a shard, not yet sifted."""
         count, seed, origin = self.settings["shard"], self.settings["seed"], self.origin(number)
-        scripts = (self.script(origin.settings["kind"], number, i) for i in range(count))
+        order = sorted(range(count), key=self.turns, reverse=True)  # the longest first: none runs on when all are done
+        scripts = ((i, self.script(origin.settings["kind"], number, i)) for i in order)
         keys = [NoiseKey(seed, f"teacher/{number}/{i}") for i in range(count)]
         return self.teacher(origin.settings["kind"]).play(scripts, keys, (self.base.law, origin.law), tell)
 
     def script(self, kind: str, number: int, i: int) -> Script:
         """What text `i` of a shard is about."""
-        turns, room = 1 + due(i, self.settings["second"]), self.room(kind)
+        turns, room = self.turns(i), self.room(kind)
         if kind == "chat":
             return conversation(self.stage, room, turns)
         assert self.library is not None
         desk = Desk(self.target.tokenizer, self.stage, room, self.library)
         return desk.script(turns, np.random.default_rng((self.settings["seed"], number, i)))
+
+    def turns(self, i: int) -> int:
+        """Most turns of text `i` of any shard."""
+        return 1 + due(i, self.settings["second"])
 
     def room(self, kind: str) -> Room:
         """Bounds of a kind of text."""

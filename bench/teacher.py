@@ -1,7 +1,7 @@
 """The target writes its own training text: scripts say what is given and what it has to say itself."""
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -91,17 +91,18 @@ class Teacher:
         self.conveyors: dict[Law, Conveyor] = {}
         self.said = 0  # tokens so far
 
-    def play(self, scripts: Iterable[Script], keys: list[NoiseKey], laws: tuple[Law, Law], tell: Tell) -> list[Text]:
-        """One text per script and key. `laws`: of questions and of answers; were the first greedy, all would ask the
-        same. A script is made when there is room for what it asks: making one may take long.
+    def play(self, scripts: Iterator[tuple[int, Script]], keys: list[NoiseKey], laws: tuple[Law, Law],
+             tell: Tell) -> list[Text]:
+        """One text per key. `laws`: of questions and of answers; were the first greedy, all would ask the same.
+
+        `scripts`, each with the number of its key, begin in this order; they are made then, as that may take long.
         """
         asking, answering = laws
         texts: dict[int, Text] = {}
         queues: dict[Law, deque[Job]] = {asking: deque(), answering: deque()}
-        fresh = enumerate(scripts)
 
         def begin() -> bool:
-            for number, script in fresh:
+            for number, script in scripts:
                 go_on(script, number, 0, None)
                 return True
             return False

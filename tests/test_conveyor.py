@@ -36,6 +36,7 @@ def test_texts_do_not_depend_on_who_shares_the_rows(law, rows):
     assert [said[i] for i in range(40)] == one_by_one(law, 40, LIMITS, ENDS)
     assert any(ids[-1] in ENDS and len(ids) > 1 for ids in said.values())
     assert not jobs
+    assert not decoder.sequences.root.any()  # rows at rest have no keys to read
 
 
 def test_a_job_may_bring_more_jobs():
