@@ -59,6 +59,10 @@ def test_a_block_mask_says_the_same_and_is_sparse(what, monkeypatch):
     monkeypatch.setattr(attention, "fast", lambda _: True)
     blocks = mask_of(sees, shape, batch.tokens)
     assert torch.equal(flex_attention.create_mask(blocks.mask_mod, 2, 1, *shape[1:], "cpu"), plain)
+    usual = flex_attention.create_block_mask(sees, 2, None, *shape[1:], "cpu")
+    lists = [name for name, value in vars(usual).items() if isinstance(value, torch.Tensor)]
+    assert len(lists) == 8
+    assert all(torch.equal(getattr(blocks, name), getattr(usual, name)) for name in lists)
     needed = plain.unfold(2, 128, 128).unfold(3, 128, 128).flatten(4).any(-1)
     assert torch.equal(blocks.to_dense().bool(), needed)
     assert needed.float().mean() < 0.5
