@@ -46,9 +46,9 @@ class Look:
     """What the rows say and which are done, copied to the host while the device goes on."""
 
     def __init__(self, sequences: Sequences):
-        self.sources, self.on_cuda = (sequences.done, sequences.lengths, sequences.tokens), sequences.done.is_cuda
-        self.copies = [torch.empty_like(source, device="cpu", pin_memory=self.on_cuda) for source in self.sources]
-        self.copied = torch.cuda.Event() if self.on_cuda else None
+        self.sources, on_cuda = (sequences.done, sequences.lengths, sequences.tokens), sequences.done.is_cuda
+        self.copies = [torch.empty(source.shape, dtype=source.dtype, pin_memory=on_cuda) for source in self.sources]
+        self.copied = torch.cuda.Event() if on_cuda else None
 
     def take(self) -> None:
         """Copy, once all that was begun is over."""

@@ -5,12 +5,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench.cache import Cache
 from bench.model import Adapter, Transformer, attend_tree, causal
 from bench.tree import Tree, chain
 
 PREFILL_CHUNK = 256
+# Of prompts that are read at once. Not cuDNN's, which makes a plan for every new shape.
+BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 @dataclass
@@ -78,5 +81,6 @@ def read(model: Transformer, prompts: Tensor) -> Cache:
         cache.keys[layer], cache.values[layer] = k, v
         return causal(layer, q, k, v)
 
-    model(model.embed(prompts), torch.arange(length, device=prompts.device).expand(batch, -1), attend)
+    with sdpa_kernel(BACKENDS):
+        model(model.embed(prompts), torch.arange(length, device=prompts.device).expand(batch, -1), attend)
     return cache
