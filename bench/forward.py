@@ -12,7 +12,7 @@ from bench.model import Adapter, Transformer, attend_tree, causal
 from bench.tree import Tree, chain
 
 PREFILL_CHUNK = 256
-# Of prompts that are read at once. Not cuDNN's, which makes a plan for every new shape.
+# For prompts, whose shapes are many: cuDNN, which torch prefers on Hopper, would make a plan for each.
 BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
@@ -60,6 +60,7 @@ def forward_for(model: Transformer, cache: Cache, widest: int = 0) -> Forward:
     return PlainForward(model, cache)
 
 
+@sdpa_kernel(BACKENDS)
 def prefill(model: Transformer, cache: Cache, tokens: Tensor) -> None:
     """Fill the cache with `tokens` [B, T], chunk by chunk. What lies past a short prompt is overwritten."""
     for start in range(0, tokens.shape[1], PREFILL_CHUNK):
@@ -69,6 +70,7 @@ def prefill(model: Transformer, cache: Cache, tokens: Tensor) -> None:
         model(model.embed(chunk), root[:, None] + structure.depths, attend_tree(cache, root, structure))
 
 
+@sdpa_kernel(BACKENDS)
 def read(model: Transformer, prompts: Tensor) -> Cache:
     """Keys and values of prompts [B, T] int64, each from its first token on, in a cache of just that size.
 
@@ -81,6 +83,5 @@ def read(model: Transformer, prompts: Tensor) -> Cache:
         cache.keys[layer], cache.values[layer] = k, v
         return causal(layer, q, k, v)
 
-    with sdpa_kernel(BACKENDS):
-        model(model.embed(prompts), torch.arange(length, device=prompts.device).expand(batch, -1), attend)
+    model(model.embed(prompts), torch.arange(length, device=prompts.device).expand(batch, -1), attend)
     return cache
