@@ -91,7 +91,7 @@ class Completions:
 
         Columns 0 .. T - 1 are the batch's tokens, then come the slots.
         """
-        starts, first = self.starts, at(batch.firsts(), self.starts)
+        starts, first = self.starts.int(), at(batch.firsts(), self.starts).int()  # of half the width, for every pair
         slots, tokens = self.noise.shape[2], batch.tokens.shape[1]
 
         def sees(sequence: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:
