@@ -121,7 +121,8 @@ class Conveyor:
         for row, job in ended.items():
             rows[row] = None
             job.then(clip(self.look.ids(row, len(job.prompt.ids)), [], job.limit, self.end_ids).tokens)
-        self.sequences.rest(list(ended))
+        if ended:
+            self.sequences.rest(list(ended))
 
 
 def alike(jobs: list[Job]) -> Iterator[list[Job]]:
