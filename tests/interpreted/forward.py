@@ -68,12 +68,21 @@ def compare(config: Config, n: int, m: int, roots: list[int], widest: int = 0) -
     return max(float((a - b).abs().max()) for a, b in pairs)
 
 
+def compare_products(rows: int, columns: int) -> float:
+    """Of so many rows that tiles are large."""
+    x, weight = torch.randn(rows, 48), torch.randn(columns, 48) * 0.2
+    stream = fused.Stream(x, x, (x.double() ** 2).sum(1, keepdim=True))
+    ours = fused.Product(rows, weight, weight).normed(stream, 1e-5)
+    return float((ours - F.linear(F.rms_norm(x, (48,), eps=1e-5), weight)).abs().max())
+
+
 torch.manual_seed(0)
 LLAMA = Config(vocab=50, hidden=96, layers=2, heads=6, kv_heads=2, head_dim=48, ffn=80, context=CAPACITY, tied=True)
 QWEN = Config(vocab=50, hidden=64, layers=1, heads=4, kv_heads=2, head_dim=32, ffn=80, context=CAPACITY, qkv_bias=True,
               qk_norm=True)
 with torch.inference_mode():
     worst = max(compare(LLAMA, 1, 0, [0, 130]), compare(LLAMA, 5, 9, [63, 64]), compare(QWEN, 7, 0, [127, 300]),
-                *(compare(config, 1, 0, roots, widest=1) for config in (LLAMA, QWEN) for roots in ([0, 130], [64, 65])))
+                *(compare(config, 1, 0, roots, widest=1) for config in (LLAMA, QWEN) for roots in ([0, 130], [64, 65])),
+                *(compare_products(rows, columns) for rows, columns in ((257, 90), (300, 900), (300, 1100))))
 assert worst < 1e-5, worst
 print("checked: largest difference", worst)
