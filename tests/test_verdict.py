@@ -58,6 +58,7 @@ def test_whatever_moved_logits_can_give_is_called_obtainable(values, law, noise,
 def drawn_by_moving(logits, law, noise, token, move):
     """Whether `pick` gives `token` somewhere between the moves that lower and that raise the ids up to it."""
     ids, low, high = torch.arange(len(logits)), 0.0, 1.0
+    move = torch.tensor(move, dtype=torch.float64)  # in float32 the search would step over narrow bins
     least, most = torch.where(ids < token, -move, move), torch.where(ids <= token, move, -move)
     for share in [0.0, 1.0] + [None] * 60:
         share = (low + high) / 2 if share is None else share
@@ -156,7 +157,7 @@ def shaken(monkeypatch):
     """A function that plants the shaking."""
     def plant(amount):
         monkeypatch.setattr(Shaken, "amount", amount)
-        monkeypatch.setattr(loop, "forward_for", Shaken)
+        monkeypatch.setattr(loop, "forward_for", lambda model, cache, widest: Shaken(model, cache))
 
     return plant
 
