@@ -39,6 +39,7 @@ def tampered(case, label, change):
 # The bound: what `pick` can give when logits move.
 
 LOGITS = st.lists(st.floats(-4, 4, width=32), min_size=2, max_size=9)
+NEAR = st.lists(st.floats(-2, 2, width=32), min_size=2, max_size=9)  # no bin is as small as the rounding of masses
 SOME_LAW = st.builds(Law, st.sampled_from([0.3, 0.7, 1.0, 1.5]), st.sampled_from([0, 1, 2, 4, 20]),
                      st.sampled_from([1.0, 0.3, 0.8, 0.95]))
 MOVES = st.sampled_from([0.001, 0.05, 0.3, 1.0])
@@ -70,7 +71,7 @@ def drawn_by_moving(logits, law, noise, token, move):
 
 
 @settings(max_examples=60, deadline=None)
-@given(LOGITS, st.sampled_from([0.3, 1.0]), st.integers(2**NOISE_BITS // 50, 2**NOISE_BITS * 49 // 50), st.data())
+@given(NEAR, st.sampled_from([0.3, 1.0]), st.integers(2**NOISE_BITS // 50, 2**NOISE_BITS * 49 // 50), st.data())
 def test_without_truncation_a_little_more_than_the_movement_gives_the_token(values, temperature, noise, data):
     logits, law = torch.tensor(values).double(), Law(temperature)
     token = data.draw(st.integers(0, len(values) - 1))
