@@ -75,14 +75,14 @@ def main_table(df: pd.DataFrame, verdicts: Verdicts, resamples: int = RESAMPLES)
     accepted          acceptance length, micro
     rows_per_step     what the speedup was bought with
     tokens_per_s      tokens / decode time
-    rank              1 + number of methods in this table that are apart from this one and faster
+    rank              1 + number of methods in this table that are apart from this one and faster; a BROKEN one has none
     verdict           from `verdicts` ({method: {"verdict": ...}}), "unchecked" where absent
     decision          "faster", "slower", "no difference"; "baseline" and "noise floor" for those two
     flags             empty, or what to beware of: see `_remarks` and `_flags`
     """
     methods = _methods(df, {"match", "reject"})
     table = _table(df, methods, verdicts, resamples)
-    rivals = [method for method in methods if method != TWIN]
+    rivals = [method for method in methods if method != TWIN and table.verdict[method] != "BROKEN"]
     _insert_rank(table, df, rivals, resamples)
     order = table.index.map({BASELINE: 0, TWIN: 1}.get).fillna(2)
     return table.iloc[np.lexsort((-table.speedup, order))]

@@ -27,7 +27,7 @@ TASK_HEADS = dict(zip(stats.TASK_NAMES, ("Conv.", "Transl.", "Summ.", "QA", "Mat
 RESULTS_NOTE = (
     "Speedup: time per token of autoregressive decoding over the method's, on the same prompts. Accepted: tokens per "
     "step, the target's own included. Rows: positions that the target evaluates per step. "
-    "#: 1 + number of methods that are apart from this one and faster. "
+    "#: 1 + number of methods that are apart from this one and faster; none for a BROKEN one. "
 )
 UNSCORED = "Quality: not measured (python -m bench quality RUN); where the verdict is identical it is the baseline's."
 SCORED = "Quality: share of items solved; p: exact McNemar test against autoregressive decoding, where texts differ."

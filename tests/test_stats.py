@@ -42,6 +42,14 @@ def test_main_table():
     assert table["rank"].isna()[TWIN]
 
 
+def test_a_broken_method_has_no_rank_and_moves_nobody():
+    whole = stats.main_table(RUN, {}, resamples=200)
+    best = whole.index[whole["rank"] == 1][0]
+    table = stats.main_table(RUN, {best: {"verdict": "BROKEN"}}, resamples=200)
+    assert set(table.index[table["rank"].isna()]) == {best, TWIN}
+    assert table["rank"].min() == 1
+
+
 def test_tasks_are_the_speedups_of_their_prompts():
     table = stats.main_table(RUN, {}, resamples=200)
     for task, categories in {"rag": ["rag"], TASKS[0]: list(synthetic.CATEGORIES[:8])}.items():
