@@ -1,6 +1,7 @@
 """Attention of packed training rows: who sees whom is index arithmetic, block-sparse on CUDA and dense on a CPU."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,12 @@ from bench.programs import fast
 # Sequence, head, row and column, int tensors that broadcast -> bool: whether the row sees the column.
 Sees = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 Mask = Tensor | BlockMask
-BLOCK = 128  # rows and columns that CUDA looks at together
+BLOCK = 64  # rows and columns that CUDA looks at together
+# Tiles that live in an H200's registers: those that inductor picks by itself spill, and cost several times as much.
+TILES: Any = {"fwd_BLOCK_M": BLOCK, "fwd_BLOCK_N": BLOCK, "fwd_num_warps": 4, "fwd_num_stages": 2,
+              "bwd_BLOCK_M1": BLOCK // 2, "bwd_BLOCK_N1": BLOCK, "bwd_BLOCK_M2": BLOCK, "bwd_BLOCK_N2": BLOCK // 2,
+              "bwd_num_warps": 4, "bwd_num_stages": 2, "SPARSE_Q_BLOCK_SIZE": BLOCK, "SPARSE_KV_BLOCK_SIZE": BLOCK}
+CLAIMED = 128  # what a mask says of its blocks: inductor holds that, not TILES, against the tiles that it would pick
 
 
 def mask_of(sees: Sees, shape: tuple[int, int, int], like: Tensor, frozen: int = 0) -> Mask:
@@ -40,7 +46,7 @@ def sparse(mask: Tensor, sees: Sees, frozen: int) -> BlockMask:
     wanted = torch.arange(seen.shape[3], device=mask.device) >= frozen // BLOCK
     forth = (*listed(part), *listed(whole))
     back = (*listed((part & wanted).mT), *listed((whole & wanted).mT))
-    return BlockMask((rows, columns), *forth, *back, (BLOCK, BLOCK), sees)
+    return BlockMask((rows, columns), *forth, *back, (CLAIMED, CLAIMED), sees)
 
 
 def listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,5 +63,5 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
     if isinstance(mask, BlockMask):
         # torch 2.13 was seen to hand what a rotation had made to the kernel in a layout that the kernel did not expect
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-        return flex_attention(q, k, v, block_mask=mask, enable_gqa=True)  # type: ignore[return-value]
+        return flex_attention(q, k, v, block_mask=mask, enable_gqa=True, kernel_options=TILES)  # type: ignore[return-value]
     return F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=True)

@@ -59,11 +59,12 @@ def test_a_block_mask_says_the_same_and_is_sparse(what, monkeypatch):
     monkeypatch.setattr(attention, "fast", lambda _: True)
     blocks = mask_of(sees, shape, batch.tokens)
     assert torch.equal(flex_attention.create_mask(blocks.mask_mod, 2, 1, *shape[1:], "cpu"), plain)
-    usual = flex_attention.create_block_mask(sees, 2, None, *shape[1:], "cpu")
+    usual = flex_attention.create_block_mask(sees, 2, None, *shape[1:], "cpu", BLOCK_SIZE=attention.BLOCK)
     lists = [name for name, value in vars(usual).items() if isinstance(value, torch.Tensor)]
     assert len(lists) == 8
     assert all(torch.equal(getattr(blocks, name), getattr(usual, name)) for name in lists)
-    needed = plain.unfold(2, 128, 128).unfold(3, 128, 128).flatten(4).any(-1)
+    size = attention.BLOCK
+    needed = plain.unfold(2, size, size).unfold(3, size, size).flatten(4).any(-1)
     assert torch.equal(blocks.to_dense().bool(), needed)
     assert needed.float().mean() < 0.5
 
@@ -73,12 +74,13 @@ def test_frozen_columns_are_seen_but_send_nothing_back(monkeypatch):
     batch = Reader(texts(60), 2, 512, seed=3).at(0)
     made, shape = slots_of(batch, 64, 8), (2, 512, 1024)
     usual, frozen = (mask_of(made.sees(batch), shape, batch.tokens, columns) for columns in (0, 300))
-    assert usual.q_num_blocks[..., :2].all()
+    whole = 300 // attention.BLOCK
+    assert usual.q_num_blocks[..., :whole].all()
     assert torch.equal(frozen.to_dense(), usual.to_dense())
     for kind in ("q_num_blocks", "full_q_num_blocks"):
         before, after = getattr(usual, kind), getattr(frozen, kind)
-        assert not after[..., :2].any()  # 300 columns are two whole blocks, and a part of one that must stay
-        assert torch.equal(after[..., 2:], before[..., 2:])
+        assert not after[..., :whole].any()  # there remains a part of a block, which must stay
+        assert torch.equal(after[..., whole:], before[..., whole:])
 
 
 @pytest.fixture
