@@ -12,6 +12,7 @@ from bench.model import Adapter, Transformer, attend_tree, causal
 from bench.tree import Tree, chain
 
 PREFILL_CHUNK = 256
+MANY = 128  # sequences that keep a device busy without splitting any
 # For prompts, whose shapes are many: cuDNN, which torch prefers on Hopper, would make a plan for each.
 BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
@@ -53,11 +54,20 @@ class PlainForward:
 
 def forward_for(model: Transformer, cache: Cache, widest: int = 0) -> Forward:
     """The fastest forward for the model's device and dtype; `widest`: most rows of any step, 0 if nobody knows."""
-    if model.norm.is_cuda and model.norm.dtype in (torch.bfloat16, torch.float16):
-        from bench.fused import FusedForward  # Triton exists on CUDA machines only
+    if not has_kernels(model):
+        return PlainForward(model, cache)
+    if widest == 1 and cache.batch >= MANY:
+        from bench.many import ManyForward
 
-        return FusedForward(model, cache, widest)
-    return PlainForward(model, cache)
+        return ManyForward(model, cache)
+    from bench.fused import FusedForward
+
+    return FusedForward(model, cache)
+
+
+def has_kernels(model: Transformer) -> bool:
+    """Whether Triton's serve it; where they do not, there may be no Triton to import."""
+    return model.norm.is_cuda and model.norm.dtype in (torch.bfloat16, torch.float16)
 
 
 @sdpa_kernel(BACKENDS)
@@ -78,6 +88,11 @@ def read(model: Transformer, prompts: Tensor) -> Cache:
     """
     batch, length = prompts.shape
     cache = Cache(model.config, batch, length, model.norm)
+    if has_kernels(model):
+        from bench.many import fill
+
+        fill(model, cache, prompts)
+        return cache
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         cache.keys[layer], cache.values[layer] = k, v

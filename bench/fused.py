@@ -1,6 +1,5 @@
 """The forward over a step's tree through the Triton kernels: five launches a layer, for bf16 and fp16 on CUDA."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor
 from bench.cache import Cache
 from bench.errors import BenchError
 from bench.forward import Result
-from bench.kernels import attention_kernel, embed_kernel, linear_kernel, single_kernel
+from bench.kernels import attention_kernel, embed_kernel, linear_kernel
 from bench.model import Adapter, Block, Transformer
 from bench.tree import Tree
 
@@ -22,8 +21,6 @@ MAX_GROUPS = 1 << 16  # attention groups of one launch
 SMALL = 1 << 23  # weights below this size are bound by latency, larger ones by bandwidth
 ATTENDED = 1 << 14  # elements of the keys of one attention program
 QUERIES = 16  # per attention program: always the same, so that sums do not depend on the number of rows
-MANY = 128  # sequences that keep a device busy without splitting any
-KEYS = 64  # that one of its programs looks at together
 
 
 @dataclass
@@ -42,9 +39,8 @@ class Stream:
 class FusedForward:
     """Same call as `PlainForward`. Inside, rows lie flat: all token rows of the batch, then all slot rows."""
 
-    def __init__(self, model: Transformer, cache: Cache, widest: int):
-        """`widest`: most rows of any step. Where it is 1, many sequences get an attention of their own."""
-        self.model, self.cache, self.single = model, cache, widest == 1 and cache.batch >= MANY
+    def __init__(self, model: Transformer, cache: Cache):
+        self.model, self.cache = model, cache
         blocks = [block for block in model.blocks if isinstance(block, Block)]
         self.gains = [gain for b in blocks for gain in (b.attention_norm, b.ffn_norm)] + [model.norm]
         # programs that have finished their part, per group; every launch leaves it at zero
@@ -56,8 +52,7 @@ class FusedForward:
         c, batch, n = self.model.config, *tree.tokens.shape
         tokens = batch * n
         stream = self.embed(tree)
-        attend: Callable[[int, Tensor], Tensor] = (Single(self.model, self.cache, root) if self.single else
-                                                   Attention(self.model, self.cache, tree, root, self.arrived))
+        attend = Attention(self.model, self.cache, tree, root, self.arrived)
         tapped = []
         products = self.products(tokens, adapter)
         for layer in range(c.layers):
@@ -129,13 +124,13 @@ class Tile:
 def tile_for(rows: int, weight: Tensor, columns: int) -> Tile:
     """The best of about 15 tilings each, measured on an H200 at the shapes of SmolLM2-135M and Llama-7B.
 
-    Those of more than 256 rows are not measured: as large as they can be while every multiprocessor has one.
+    Those of more than 256 rows: the best of three each, at SmolLM2-135M's.
     """
     few, deep = rows <= 16, weight.shape[1] > 1024
-    if rows > 256 and (weight.numel() < SMALL or not deep):
-        narrow, wide = columns <= 768, columns > 8192
-        return Tile(128 if columns > 1024 else 64, 32 if narrow else 128 if wide else 64, 128 if deep else 64,
-                    8 if columns > 1024 else 4, 4 if narrow else 3)
+    if rows > 256 and deep and weight.numel() < SMALL:
+        return Tile(64, 32, 128, 4, 4)
+    if rows > 256 and not deep and columns > 8192:
+        return Tile(128, 128, 64, 8, 3)
     height = 16 if few else 64
     if weight.numel() < SMALL:
         return Tile(height, 16 if columns <= 1024 else 32, 256 if deep and few else 128 if deep or few else 64, 4, 4)
@@ -237,26 +232,4 @@ class Attention:
             HEADS=c.heads, KV_HEADS=c.kv_heads, D=c.head_dim, HALF=max(16, triton.next_power_of_2(c.head_dim // 2)),
             FULL=self.full, BQ=QUERIES, SPLIT=self.split, SPLITS=self.splits, QK_NORM=c.qk_norm,
             num_warps=8, num_stages=2, **overlap(qkv.device, block.qkv))
-        return out
-
-
-@dataclass
-class Single:
-    """Attention of one step of many sequences, one row each."""
-
-    model: Transformer
-    cache: Cache
-    root: Tensor  # [B] int64
-
-    def __call__(self, layer: int, qkv: Tensor) -> Tensor:
-        """As that of `Attention`."""
-        c, block = self.model.config, self.model.blocks[layer]
-        assert isinstance(block, Block)
-        out = qkv.new_empty(len(qkv), c.heads * c.head_dim)
-        single_kernel[(len(qkv) * c.kv_heads,)](
-            qkv, self.cache.keys[layer], self.cache.values[layer], self.model.rope, self.root, block.q_norm,
-            block.k_norm, out, self.cache.capacity, c.norm_eps, c.head_dim**-0.5, HEADS=c.heads, KV_HEADS=c.kv_heads,
-            D=c.head_dim, HALF=max(16, triton.next_power_of_2(c.head_dim // 2)),
-            FULL=triton.next_power_of_2(c.head_dim), BQ=max(QUERIES, triton.next_power_of_2(c.heads // c.kv_heads)),
-            BLOCK=KEYS, QK_NORM=c.qk_norm, num_warps=4, num_stages=3, **overlap(qkv.device, block.qkv))
         return out

@@ -183,52 +183,6 @@ def attention_kernel(qkv, keys, values, rope, positions, ancestors, roots, q_nor
 
 
 @triton.jit
-def single_kernel(qkv, keys, values, rope, roots, q_norm, k_norm, out, capacity, eps, scale, HEADS: tl.constexpr,
-                  KV_HEADS: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, FULL: tl.constexpr, BQ: tl.constexpr,
-                  BLOCK: tl.constexpr, QK_NORM: tl.constexpr, PDL: tl.constexpr):
-    """As `attention_kernel` for trees of one row: a program walks through all keys of one sequence and key head.
-
-    Many sequences keep the device busy, so nothing is split and nothing added up later: few registers, and blocks of
-    keys are fetched ahead. The softmax is taken as it goes (Milakov and Gimelshein, 2018, algorithm 3).
-    """
-    GROUP: tl.constexpr = HEADS // KV_HEADS
-    sequence, head = tl.program_id(0) // KV_HEADS, tl.program_id(0) % KV_HEADS
-    if PDL:
-        gdc_launch_dependents()
-    root, one = tl.load(roots + sequence).to(tl.int32), tl.zeros([1], tl.int32)
-    half, full, query = tl.arange(0, HALF), tl.arange(0, FULL), tl.arange(0, BQ)
-    in_half, in_full = (half < D // 2)[None, :], (full < D)[None, :]
-    in_q = (query < GROUP)[:, None]  # the query heads of this key head
-    cos, sin = angles(rope, root + one, half, in_half, D)
-    cache, line = tl.program_id(0).to(tl.int64) * capacity * D, sequence * (HEADS + 2 * KV_HEADS)
-    k_at, v_at = keys + cache + half[None, :], values + cache + full[None, :]
-    if PDL:
-        gdc_wait()
-    q_at, own = (line + head * GROUP + query)[:, None] * D, (line + HEADS + head + one)[:, None] * D
-    q_a, q_b = rotated(qkv, q_at, half, in_q & in_half, cos, sin, q_norm, eps, D, QK_NORM)
-    own_a, own_b = rotated(qkv, own, half, in_half, cos, sin, k_norm, eps, D, QK_NORM)
-    own_v = tl.load(qkv + own + KV_HEADS * D + full[None, :], in_full, 0.0)
-    tl.store(k_at + root * D, own_a, in_half)
-    tl.store(k_at + root * D + D // 2, own_b, in_half)
-    tl.store(v_at + root * D, own_v, in_full)
-    top = tl.sum(q_a.to(tl.float32) * own_a.to(tl.float32) + q_b.to(tl.float32) * own_b.to(tl.float32), 1) * scale
-    total, acc = tl.full([BQ], 1.0, tl.float32), tl.zeros([BQ, FULL], tl.float32) + own_v.to(tl.float32)
-    for first in range(0, root, BLOCK):
-        index = first + tl.arange(0, BLOCK)[:, None]
-        k_a = tl.load(k_at + index * D, (index < root) & in_half, 0.0)
-        k_b = tl.load(k_at + index * D + D // 2, (index < root) & in_half, 0.0)
-        v = tl.load(v_at + index * D, (index < root) & in_full, 0.0)
-        score = tl.dot(q_b, k_b.T, tl.dot(q_a, k_a.T)) * scale
-        score = tl.where((first + tl.arange(0, BLOCK) < root)[None, :], score, float("-inf"))
-        peak = tl.maximum(top, tl.max(score, 1))
-        weight, shrink = tl.exp(score - peak[:, None]), tl.exp(top - peak)
-        total, top = total * shrink + tl.sum(weight, 1), peak
-        acc = tl.dot(weight.to(v.dtype), v, acc * shrink[:, None])
-    place = out + (sequence * HEADS + head * GROUP + query)[:, None] * D + full[None, :]
-    tl.store(place, (acc / total[:, None]).to(out.dtype.element_ty), in_q & in_full)
-
-
-@triton.jit
 def attended(score, v):
     """Maximum and sum of the softmax, and the weighted values, not yet divided by the sum."""
     top = tl.max(score, 1)

@@ -15,10 +15,10 @@ SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 # The engine from the ground up: a module imports its own layer and those before it, and nothing else of ours.
 ENGINE = (
     {"errors", "config", "product"},
-    {"tree", "sampling", "kernels", "law_kernels"},
+    {"tree", "sampling", "kernels", "law_kernels", "many_kernels"},
     {"noise", "cache", "graphs", "timing"},
     {"model", "verify"},
-    {"forward", "fused", "sequences"},
+    {"forward", "fused", "many", "sequences"},
     {"loop"},
 )
 LAYER = {f"bench.{name}": level for level, names in enumerate(ENGINE) for name in names}
