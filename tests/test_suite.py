@@ -78,8 +78,8 @@ def test_a_cpu_gets_few_rows(monkeypatch):
 
 def test_noise_is_shuffled_only_where_there_is_some():
     paper = ("--suite", "paper", "--target", "tiny", "--device", "cpu")
-    assert "ptp:shuffled=true" in chosen(named(*paper)).methods
-    assert "ptp:shuffled=true" not in chosen(named(*paper, "--temperature", "0")).methods
+    assert "ptp:k=3:slots=10:shuffled=true" in chosen(named(*paper)).methods
+    assert "ptp:k=3:slots=10:shuffled=true" not in chosen(named(*paper, "--temperature", "0")).methods
 
 
 @pytest.mark.parametrize("there", [set(), {"medusa"}, NEED_A_DRAFTER])
