@@ -4,6 +4,8 @@ To draw takes two launches: the largest logit of every crowd of neighbours, then
 the best crowds alone, as `bench.sampling.largest` does, and draws.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -38,14 +40,6 @@ def best(order, K: tl.constexpr):
 
 
 @triton.jit
-def largest_kernel(scores, out, n, K: tl.constexpr, BLOCK: tl.constexpr):
-    """Where the K largest of each row of `scores` [rows, n] are, ascending -> out [rows, K] int64."""
-    row, at = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
-    chosen = best(tl.where(at < n, ordered(tl.load(scores + row * n + at, at < n, 0.0)), 0), K)
-    tl.store(out + row * K + tl.cumsum(chosen.to(tl.int32), 0) - 1, at, chosen)
-
-
-@triton.jit
 def crowd_kernel(logits, tops, vocab, crowds, CROWD: tl.constexpr, CROWDS: tl.constexpr):
     """The largest of every crowd, `ordered` -> tops [rows, crowds] uint32."""
     row, crowd = tl.program_id(0).to(tl.int64), tl.program_id(1) * CROWDS + tl.arange(0, CROWDS)
@@ -55,15 +49,13 @@ def crowd_kernel(logits, tops, vocab, crowds, CROWD: tl.constexpr, CROWDS: tl.co
 
 
 @triton.jit
-def draw_kernel(logits, tops, looked, noise, out, margin, vocab, crowds, TEMPERATURE: tl.constexpr, K: tl.constexpr,
-                WIDTH: tl.constexpr, BLOCK: tl.constexpr, CROWD: tl.constexpr, MASS_BITS: tl.constexpr,
-                NOISE_BITS: tl.constexpr):
-    """The token of each row -> out [rows] int64; its margin [rows] float64 if there is room.
+def looked_at(logits, tops, looked, vocab, crowds, row, K: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+              CROWD: tl.constexpr):
+    """Ids of the best crowds of a row, ascending, their logits, and which are the K largest: [WIDTH * CROWD] each.
 
     `looked` [rows, WIDTH] int32 takes the crowds that are looked at: an id of any other has K ids before it.
     """
-    row, crowd = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
-    u = tl.load(noise + row)
+    crowd = tl.arange(0, BLOCK)
     chosen = best(tl.load(tops + row * crowds + crowd, crowd < crowds, 0), K)
     tl.store(looked + row * WIDTH + tl.cumsum(chosen.to(tl.int32), 0) - 1, crowd, chosen)
     tl.debug_barrier()
@@ -72,7 +64,26 @@ def draw_kernel(logits, tops, looked, noise, out, margin, vocab, crowds, TEMPERA
     token = tl.load(looked + row * WIDTH + at // CROWD, there, 0) * CROWD + at % CROWD
     there = there & (token < vocab)
     value = tl.load(logits + row * vocab + token, there, 0.0)
-    chosen = best(tl.where(there, ordered(value), 0), K)
+    return token, value, best(tl.where(there, ordered(value), 0), K)
+
+
+@triton.jit
+def largest_kernel(logits, tops, looked, vocab, crowds, out, K: tl.constexpr, WIDTH: tl.constexpr,
+                   BLOCK: tl.constexpr, CROWD: tl.constexpr):
+    """The K largest ids of each row, ascending -> out [rows, K] int64."""
+    row = tl.program_id(0).to(tl.int64)
+    token, _, chosen = looked_at(logits, tops, looked, vocab, crowds, row, K, WIDTH, BLOCK, CROWD)
+    tl.store(out + row * K + tl.cumsum(chosen.to(tl.int32), 0) - 1, token.to(tl.int64), chosen)
+
+
+@triton.jit
+def draw_kernel(logits, tops, looked, vocab, crowds, noise, out, margin, TEMPERATURE: tl.constexpr, K: tl.constexpr,
+                WIDTH: tl.constexpr, BLOCK: tl.constexpr, CROWD: tl.constexpr, MASS_BITS: tl.constexpr,
+                NOISE_BITS: tl.constexpr):
+    """The token of each row -> out [rows] int64; its margin [rows] float64 if there is room."""
+    row = tl.program_id(0).to(tl.int64)
+    u = tl.load(noise + row)
+    _, value, chosen = looked_at(logits, tops, looked, vocab, crowds, row, K, WIDTH, BLOCK, CROWD)
     value = value.to(tl.float64)
     below = value - tl.max(tl.where(chosen, value, -float("inf")), 0)
     weight = tl.where(chosen, tl.exp(tl.where(chosen, below / TEMPERATURE, 0.0)) * 1099511627776.0, 0.0)
@@ -95,14 +106,25 @@ def serves(law: Law, logits: Tensor) -> bool:
     return logits.is_cuda and few and logits.shape[-1] < MAX_VOCAB
 
 
-def largest(scores: Tensor, k: int) -> Tensor:
-    """What `bench.sampling.best` gives, in one launch: [.., n] float32 -> [.., k] int64; k at most n."""
-    flat = scores.flatten(0, -2).contiguous()
-    rows, n = flat.shape
-    out = torch.empty(rows, k, dtype=torch.int64, device=scores.device)
-    block = triton.next_power_of_2(n)
-    largest_kernel[(rows,)](flat, out, n, K=k, BLOCK=block, num_warps=8 if block > 1024 else 4)
-    return out.view(*scores.shape[:-1], k)
+def ranked(logits: Tensor, k: int) -> tuple[list[Any], dict[str, int]]:
+    """The first launch, on logits [rows, vocab] -> what every kernel of the second takes first, and by name."""
+    rows, vocab = logits.shape
+    crowds, width = triton.cdiv(vocab, CROWD), triton.next_power_of_2(k)
+    tops = torch.empty(rows, crowds, dtype=torch.uint32, device=logits.device)
+    looked = torch.empty(rows, width, dtype=torch.int32, device=logits.device)
+    crowd_kernel[(rows, triton.cdiv(crowds, CROWDS))](logits, tops, vocab, crowds, CROWD=CROWD, CROWDS=CROWDS)
+    block = triton.next_power_of_2(crowds)
+    return [logits, tops, looked, vocab, crowds], {"K": k, "WIDTH": width, "BLOCK": block, "CROWD": CROWD,
+                                                   "num_warps": 8 if block > 1024 else 4}
+
+
+def largest(logits: Tensor, k: int) -> Tensor:
+    """What `bench.sampling.largest` gives: [.., vocab] float32 -> [.., k] int64; k less than the vocabulary."""
+    flat = logits.flatten(0, -2).contiguous()
+    out = torch.empty(len(flat), k, dtype=torch.int64, device=logits.device)
+    first, shape = ranked(flat, k)
+    largest_kernel[(len(flat),)](*first, out, **shape)
+    return out.view(*logits.shape[:-1], k)
 
 
 def land(noise: Tensor, logits: Tensor, law: Law) -> Landing:
@@ -113,16 +135,9 @@ def land(noise: Tensor, logits: Tensor, law: Law) -> Landing:
 
 def draw(noise: Tensor, logits: Tensor, law: Law, margin: Tensor | None = None) -> Tensor:
     """noise [..] int64, logits [.., vocab] float32 -> ids [..] int64; fills `margin` [..] float64 where it is given."""
-    k = 1 if law.temperature == 0 else law.top_k
     flat = logits.flatten(0, -2).contiguous()
-    rows, vocab = flat.shape
-    crowds, width = triton.cdiv(vocab, CROWD), triton.next_power_of_2(k)
-    tops = torch.empty(rows, crowds, dtype=torch.uint32, device=logits.device)
-    looked = torch.empty(rows, width, dtype=torch.int32, device=logits.device)
     out = torch.empty(noise.shape, dtype=torch.int64, device=logits.device)
-    crowd_kernel[(rows, triton.cdiv(crowds, CROWDS))](flat, tops, vocab, crowds, CROWD=CROWD, CROWDS=CROWDS)
-    block = triton.next_power_of_2(crowds)
-    draw_kernel[(rows,)](flat, tops, looked, noise.contiguous(), out, margin, vocab, crowds, law.temperature or 1.0,
-                         K=k, WIDTH=width, BLOCK=block, CROWD=CROWD, MASS_BITS=MASS_BITS, NOISE_BITS=NOISE_BITS,
-                         num_warps=8 if block > 1024 else 4)
+    first, shape = ranked(flat, 1 if law.temperature == 0 else law.top_k)
+    draw_kernel[(len(flat),)](*first, noise.contiguous(), out, margin, law.temperature or 1.0, **shape,
+                              MASS_BITS=MASS_BITS, NOISE_BITS=NOISE_BITS)
     return out

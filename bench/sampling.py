@@ -100,6 +100,8 @@ def largest(logits: Tensor, k: int) -> Tensor:
     every = torch.arange(vocab, device=logits.device)
     if not 0 < k < vocab:
         return every.expand(logits.shape)
+    if kernels := kernels_for(Law(1.0, k), logits):
+        return kernels.largest(logits, k)  # type: ignore[no-any-return]
     if 2 * k * CROWD >= vocab:
         return best(logits, k)
     whole = F.pad(logits, (0, -vocab % CROWD), value=-torch.inf) if vocab % CROWD else logits
@@ -112,8 +114,6 @@ def largest(logits: Tensor, k: int) -> Tensor:
 
 def best(scores: Tensor, k: int) -> Tensor:
     """Indices of the k largest of [.., n] float32, ties to the smaller -> [.., k] int64, ascending."""
-    if kernels := kernels_for(Law(1.0, k), scores):
-        return kernels.largest(scores, k)  # type: ignore[no-any-return]
     bits = (scores + 0.0).view(torch.int32)  # + 0.0 turns -0.0 into 0.0
     ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # integers in the order of the floats
     keys = ordered.long() * MAX_VOCAB - torch.arange(scores.shape[-1], device=scores.device)
