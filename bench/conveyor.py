@@ -19,6 +19,7 @@ from bench.sequences import Prompt, Sequences
 
 STRIDE = 4  # steps between two looks at what is done
 FREE = 16  # one row in so many must be free before any is filled: prompts are read faster together
+AHEAD = 4  # jobs that may begin while a stride runs, which the host has no other use for
 READ = 1 << 14  # most tokens of prompts, padding included, that are read together
 
 
@@ -74,6 +75,7 @@ class Conveyor:
     def __init__(self, decoder: Decoder, end_ids: frozenset[int]):
         self.decoder, self.sequences, self.end_ids = decoder, decoder.sequences, end_ids
         self.look = Look(self.sequences)
+        self.together = -(-self.sequences.batch // FREE)  # most prompts that are read together
 
     @torch.inference_mode()
     def drain(self, waiting: deque[Job], more: More = lambda: False) -> None:
@@ -89,15 +91,14 @@ class Conveyor:
             self.look.take()
             self.sequences.log.reset()
             self.decoder.launch(STRIDE)
+            begin(waiting, more, min(len(waiting) + AHEAD, self.together))
             self.harvest(rows)
             ready = ready if ready.jobs else self.read(waiting, more)
 
     def read(self, waiting: deque[Job], more: More) -> Ready:
         """As many of the jobs that wait as take rows together, and their prompts through the target."""
-        count = -(-self.sequences.batch // FREE)
-        while len(waiting) < count and more():
-            pass
-        jobs = [waiting.popleft() for _ in range(min(len(waiting), count))]
+        begin(waiting, more, self.together)
+        jobs = [waiting.popleft() for _ in range(min(len(waiting), self.together))]
         parts = list(alike(jobs))
         caches = [read(self.sequences.target, sent(padded(job.prompt.ids for job in part), self.sequences.device))
                   for part in parts]
@@ -123,6 +124,12 @@ class Conveyor:
             job.then(clip(self.look.ids(row, len(job.prompt.ids)), [], job.limit, self.end_ids).tokens)
         if ended:
             self.sequences.rest(list(ended))
+
+
+def begin(waiting: deque[Job], more: More, least: int) -> None:
+    """Until so many jobs wait, or nothing is left to begin."""
+    while len(waiting) < least and more():
+        pass
 
 
 def alike(jobs: list[Job]) -> Iterator[list[Job]]:

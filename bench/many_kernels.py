@@ -30,7 +30,7 @@ def swiglu_kernel(x, out, N: tl.constexpr, BLOCK: tl.constexpr):
     tl.store(out + row * N + n, (gate * tl.sigmoid(gate) * value).to(out.dtype.element_ty), n < N)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length"])  # whatever the prompts, one program
 def rotate_kernel(qkv, keys, values, rope, q_norm, k_norm, length, eps, HEADS: tl.constexpr, KV_HEADS: tl.constexpr,
                   D: tl.constexpr, Q_BLOCK: tl.constexpr, KV_BLOCK: tl.constexpr, HALF: tl.constexpr,
                   FULL: tl.constexpr, QK_NORM: tl.constexpr):
