@@ -71,29 +71,27 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def command(args: argparse.Namespace) -> int:
-    """Measure one method after the other, print, write."""
+    """Measure one method after the other, print, write. Exit status: 0, or 130 after Ctrl-C, which loses nothing."""
     named = suite.given(args)
     if "repeats" in named or not args.seconds > 0:
         raise BenchError("cost decodes for --seconds, which must be above 0, and has no --repeats")
     settings = suite.continued(journal.settings(args.run), named) if args.run else suite.chosen(named)
     out, directory = console(), journal.place(args.run, args.out)
-    found = measure(settings, args.seconds, out)
+    found, status = journal.until_stopped(measure(settings, args.seconds, out))
     show(table(found, settings), out)
     out.print(NOTE, soft_wrap=True)
     if directory:
         write(directory, found)
-    return 0
+    return status
 
 
-def measure(settings: RunSettings, seconds: float, out: Console) -> dict[str, Cost]:
+def measure(settings: RunSettings, seconds: float, out: Console) -> Iterator[tuple[str, Cost]]:
     """By label: the baseline and every method in the loop, each in a fresh process."""
     texts = {suite.parse_one(text).label: (text,) for text in settings.methods}
-    found = {}
     for label, entry in settings.lineup().items():
         if entry.name in METHODS and label != TWIN:
             out.print(f"{label} ...", soft_wrap=True, markup=False)
-            found[label] = in_a_process(replace(settings, methods=texts.get(label, ())), label, seconds)
-    return found
+            yield label, in_a_process(replace(settings, methods=texts.get(label, ())), label, seconds)
 
 
 def in_a_process(settings: RunSettings, label: str, seconds: float) -> Cost:

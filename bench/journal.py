@@ -1,10 +1,11 @@
 """`provenance.json`: what a run was asked for and where it ran, written when it starts and when it stops."""
 
 import json
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bench import provenance
 from bench.errors import BenchError
@@ -13,6 +14,7 @@ from bench.suite import RunSettings
 from bench.zoo import Target
 
 FILE = "provenance.json"
+T = TypeVar("T")
 PER_SESSION = ("date", "git", "versions", "python", "system", "cpu", "card", "card_before")  # may differ on resuming
 
 
@@ -27,6 +29,20 @@ def place(run: Path | None, out: Path | None) -> Path | None:
         raise BenchError(f"{out} holds a run: name it in front of the flags, so that its settings hold, or choose "
                          "another --out")
     return out or run
+
+
+def until_stopped(measured: Iterable[tuple[str, T]]) -> tuple[dict[str, T], int]:
+    """By method, and the exit status: after Ctrl-C what was ready by then, and 130."""
+    found = {}
+    try:
+        for label, one in measured:
+            found[label] = one
+    except KeyboardInterrupt:
+        if not found:
+            raise
+        print(f"stopped: kept is what {', '.join(found)} gave", file=sys.stderr)
+        return found, 130
+    return found, 0
 
 
 def hashes(target: Target, questions: Sequence[Question]) -> dict[str, str]:

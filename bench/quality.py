@@ -4,7 +4,7 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -60,19 +60,19 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def command(args: argparse.Namespace) -> int:
-    """Ask, score, compare, print."""
+    """Ask, score, compare, print. Exit status: 0, or 130 after Ctrl-C, which keeps the methods that were asked."""
     settings, items, directory = chosen(args), asked(args), journal.place(args.run, args.out)
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of what is meant to be so
     out = console()
     with memory_limits(settings.device):
-        results = measure(settings, tasks.load(items), args.max_new_tokens)
+        results, status = journal.until_stopped(measure(settings, tasks.load(items), args.max_new_tokens))
     found = compare(results)
     if directory:
         write(directory, found, results)
     title = f"Quality of {public(settings.target)} on {items.partition(':')[0]}, temperature {settings.temperature:g}"
     show(shown := tables.quality(found, title), out)
     out.print(f"{shown.note}\n{remark(found)}", soft_wrap=True)
-    return 0
+    return status
 
 
 def chosen(args: argparse.Namespace) -> RunSettings:
@@ -100,8 +100,9 @@ def asked(args: argparse.Namespace) -> str:
     return f"{tasks.GSM8K}:{args.data}" if args.data else args.items or tasks.BUNDLED
 
 
-def measure(settings: RunSettings, work: dict[str, Task], max_new_tokens: int | None = None) -> dict[str, Result]:
-    """Every method on all tasks, the baseline first. BenchError for methods outside the loop.
+def measure(settings: RunSettings, work: dict[str, Task],
+            max_new_tokens: int | None = None) -> Iterator[tuple[str, Result]]:
+    """Every method on all tasks, by label, the baseline first. BenchError for methods outside the loop.
 
     `max_new_tokens`: in place of the tasks' own.
     """
@@ -109,12 +110,10 @@ def measure(settings: RunSettings, work: dict[str, Task], max_new_tokens: int | 
     team = Team(settings, target, target.config.context)
     if team.references:
         raise BenchError(f"{min(team.references)} decodes outside the loop: leave it out of --methods")
-    results = {}
     for label in team.methods:
         if label != TWIN:
             print(f"{label} ...", file=sys.stderr, flush=True)
-            results[label] = ask(HarnessModel(team, label, max_new_tokens), work)
-    return results
+            yield label, ask(HarnessModel(team, label, max_new_tokens), work)
 
 
 def ask(model: HarnessModel, work: dict[str, Task]) -> Result:

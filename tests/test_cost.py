@@ -109,6 +109,17 @@ def test_a_run_is_measured_as_it_was_asked_for(monkeypatch, tmp_path):
     assert {label for _, label in seen} == set(json.loads((tmp_path / "cost.json").read_text()))
 
 
+def test_ctrl_c_keeps_what_was_measured(monkeypatch, tmp_path):
+    def once(settings, label, seconds):
+        if label != "autoregressive":
+            raise KeyboardInterrupt
+        return cost.Cost(1.0, 0.0, None, 0.5, 10, seconds)
+
+    monkeypatch.setattr(cost, "in_a_process", once)
+    assert main(["cost", "--suite", "smoke", "--device", "cpu", "--out", str(tmp_path)]) == 130
+    assert list(json.loads((tmp_path / "cost.json").read_text())) == ["autoregressive"]
+
+
 @pytest.mark.parametrize("flags", ["--repeats 2", "--seconds 0", "nowhere"])
 def test_bad_input(capsys, flags):
     assert main(["cost", "--suite", "smoke", *flags.split()]) == 2

@@ -228,7 +228,7 @@ def test_a_run_is_asked_as_it_was_run_and_all_items(monkeypatch, tmp_path, capsy
         asked = suite.chosen({"suite": "smoke", "methods": (DRAFTING, "hf_eager"), "device": "cpu", "dtype": "float64",
                               "temperature": 0.5, "limit": 2})
         (directory / "provenance.json").write_text(json.dumps({"settings": asked.published()}))
-    monkeypatch.setattr(quality, "measure", lambda *given: seen.append(given) or {BASELINE: result(("a", 1))})
+    monkeypatch.setattr(quality, "measure", lambda *given: seen.append(given) or [(BASELINE, result(("a", 1)))])
     assert main(["quality", str(run)]) == main(["quality", str(run), "--limit", "5", "--max-new-tokens", "9"]) == 0
     (first, _, length), (second, _, longer) = seen
     assert (first.target, first.temperature, first.dtype, first.methods) == ("tiny", 0.5, "float64", (DRAFTING,))
@@ -239,6 +239,18 @@ def test_a_run_is_asked_as_it_was_run_and_all_items(monkeypatch, tmp_path, capsy
     assert main(["quality", str(run), "--out", str(other)]) == 2
     assert capsys.readouterr().err.count(f"{other} holds a run") == 2
     assert len(seen) == 2
+
+
+@pytest.mark.parametrize("answered", [0, 1])
+def test_ctrl_c_keeps_the_methods_that_were_asked(monkeypatch, tmp_path, capsys, answered):
+    def stopped(*given):
+        yield from [(BASELINE, result(("a", 1)))] * answered
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(quality, "measure", stopped)
+    assert main(["quality", "--target", "tiny", "--device", "cpu", "--out", str(tmp_path)]) == 130
+    assert (tmp_path / "quality.json").exists() == bool(answered)
+    assert (f"kept is what {BASELINE} gave" in capsys.readouterr().err) == bool(answered)
 
 
 @pytest.mark.parametrize(("flags", "message"), [
