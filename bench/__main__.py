@@ -5,7 +5,7 @@ import importlib
 import sys
 from typing import NoReturn
 
-from bench.errors import BenchError
+from bench.errors import INTERRUPTED, BenchError
 
 COMMANDS = {  # name -> (module with `arguments` and `command`, what it does); imported only when it is asked for
     "run": ("bench.run", "measure methods on questions, side by side"),
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        return 130  # 128 + SIGINT, as shells have it
+        return INTERRUPTED
     except BrokenPipeError:  # `... | head` has seen enough
         sys.stderr.close()
         return 1

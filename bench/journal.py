@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bench import provenance
-from bench.errors import BenchError
+from bench.errors import INTERRUPTED, BenchError
 from bench.prompts import Question, fingerprint
 from bench.suite import RunSettings
 from bench.zoo import Target
@@ -41,7 +41,7 @@ def until_stopped(measured: Iterable[tuple[str, T]]) -> tuple[dict[str, T], int]
         if not found:
             raise
         print(f"stopped: kept is what {', '.join(found)} gave", file=sys.stderr)
-        return found, 130
+        return found, INTERRUPTED
     return found, 0
 
 

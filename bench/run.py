@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from bench import journal, prompts, suite, zoo
-from bench.errors import BenchError
+from bench.errors import INTERRUPTED, BenchError
 from bench.measure import Team
 from bench.memory import OutOfMemoryError, memory_limits
 from bench.passes import Passes
@@ -19,7 +19,6 @@ from bench.suite import DTYPES, RunSettings
 from bench.terminal import console
 
 LOCAL = Path("results") / "local"
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from bench import zoo
 from bench.drafters import Card, identity, load, round_trip, save
-from bench.errors import BenchError
+from bench.errors import INTERRUPTED, BenchError
 from bench.memory import memory_limits
 from bench.methods import lesson
 from bench.packing import Reader
@@ -21,7 +21,6 @@ from bench.texts import Corpus
 from bench.trainer import CHECKPOINT, GREEDY, SAMPLED, Acceptance, Plan, Trainable, Trainer, shown
 
 WEIGHTS = "drafter.safetensors"
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
