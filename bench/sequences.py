@@ -80,14 +80,14 @@ class Sequences:
         self.tokens[at] = sent(tokens, self.device)
         self.lengths[at] = starts
         self.limits[at] = starts + sent(torch.tensor(limits), self.device)
-        self.done[at] = False
+        self.done.index_fill_(0, at, False)  # of a CUDA device, done[at] = False would await all that it has to do
         self.noise.fill([p.noise for p in prompts], at, streams)
 
     def rest(self, rows: list[int]) -> None:
         """Nothing runs in these rows for a while: they are done, and have no keys that a step would read."""
         at = sent(torch.tensor(rows, dtype=torch.int64), self.device)
-        self.done[at] = True
-        self.lengths[at] = 1
+        self.done.index_fill_(0, at, True)
+        self.lengths.index_fill_(0, at, 1)
 
     def commit(self, outcome: Outcome) -> None:
         """Append the kept tokens. A sequence that is done keeps its length; what lies behind it is never read."""
