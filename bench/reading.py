@@ -3,9 +3,8 @@
 A program for a whole model would take minutes to compile, and every training needs several.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -49,40 +48,35 @@ class Place:
     mask: Mask  # m rows; as columns first the tokens that were read, then the slots
 
 
-class Correction(Protocol):
-    """Of a layer's matrices, for slots."""
-
-    def onto(self, name: str, weight: Tensor) -> Tensor:
-        """What slots see in place of the matrix `name` ("qkv", "out", "gate_up", "down"), [out, in]."""
+Matrices = Mapping[str, Tensor]  # what slots see of a layer: "qkv", "out", "gate_up", "down", [out, in] each
 
 
 class Corrected(Projection):
     """The four matrix products of a layer where every row is a slot.
 
-    Its matrices are corrected first, as decoding has them: slots are many, and a product apart for the correction
+    Its matrices are corrected before, as decoding has them: slots are many, and a product apart for the correction
     would have to be written and read as often as the one that it is added to.
     """
 
-    def __init__(self, block: Block, correction: Correction):
+    def __init__(self, block: Block, matrices: Matrices):
         super().__init__(block, 0, None, 0)
-        self.correction = correction
+        self.matrices = matrices
 
     def __call__(self, name: str, x: Tensor) -> Tensor:
         """x [B, m, in] -> [B, m, out]."""
-        weight = self.correction.onto(name, getattr(self.block, name))
-        return product(x, weight, self.block.qkv_bias if name == "qkv" else None)
+        return product(x, self.matrices[name], self.block.qkv_bias if name == "qkv" else None)
 
 
 def follow(model: Transformer, reading: Reading, place: Place, x: Tensor,
-           corrections: Sequence[Correction] | None) -> Tensor:
+           matrices: Sequence[Matrices] | None) -> Tensor:
     """Slots x [B, m, hidden] through the model, behind what was read -> the head's input at each, [B, m, hidden].
 
-    `corrections`: one per layer.
+    `matrices`: of each layer, where slots see others than tokens.
     """
     rotation = model.rope[place.positions]
     for number, block in enumerate(model.blocks):
         assert isinstance(block, Block)
-        project = Corrected(block, corrections[number]) if corrections else Projection(block, 0, None, 0)
+        project = Corrected(block, matrices[number]) if matrices else Projection(block, 0, None, 0)
         x = slot_layer(x, model, project, rotation, place.mask, reading.layers[number])
     return model.rms(x, model.norm)
 

@@ -38,14 +38,6 @@ class LowRank(nn.Module):
         return weight + self.widen.to(weight.dtype) @ self.narrow.to(weight.dtype)
 
 
-class Corrections(nn.ModuleDict):
-    """Of one layer. Implements `bench.reading.Correction`."""
-
-    def onto(self, name: str, weight: Tensor) -> Tensor:
-        """What slot rows see in place of the matrix `name`, [out, in]."""
-        return self[name].onto(weight)  # type: ignore[no-any-return,operator]
-
-
 class GatedAdapter(nn.Module):
     """Corrections for all matrices of all layers. Implements `bench.model.Adapter`."""
 
@@ -53,7 +45,7 @@ class GatedAdapter(nn.Module):
         super().__init__()
         shapes = matrix_shapes(config)
         self.layers = nn.ModuleList(
-            Corrections({name: LowRank(*shape, rank) for name, shape in shapes.items()})
+            nn.ModuleDict({name: LowRank(*shape, rank) for name, shape in shapes.items()})
             for _ in range(config.layers)
         )
 
@@ -65,6 +57,21 @@ class GatedAdapter(nn.Module):
         """The matrix that slot rows see: weight + B A, [out, in], summed in float32 or wider."""
         wide = torch.promote_types(weight.dtype, torch.float32)
         return self.correction(layer, name).onto(weight.to(wide)).to(weight.dtype)
+
+    def onto(self, model: Transformer) -> list[dict[str, Tensor]]:
+        """What slot rows see of each layer of `model` by name, weight + B A, in the dtype of its weights.
+
+        For training: a product serves one matrix of all layers, there and back, where a GPU would wait for hundreds
+        of small ones.
+        """
+        made = {}
+        for name in matrix_shapes(model.config):
+            weights = torch.stack([getattr(block, name) for block in model.blocks])
+            pairs = [self.correction(layer, name) for layer in range(len(self.layers))]
+            widen = torch.stack([pair.widen for pair in pairs]).to(weights.dtype)
+            narrow = torch.stack([pair.narrow for pair in pairs]).to(weights.dtype)
+            made[name] = torch.baddbmm(weights, widen, narrow).unbind(0)
+        return [dict(zip(made, matrices, strict=True)) for matrices in zip(*made.values(), strict=True)]
 
     def correction(self, layer: int, name: str) -> LowRank:
         """One of the pairs."""

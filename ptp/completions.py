@@ -150,8 +150,7 @@ def complete(model: Transformer, adapter: GatedAdapter | None, reading: Reading,
     frozen = 0 if reading.layers[0][0].requires_grad else tokens
     place = Place(completions.positions(batch).flatten(1),
                   mask_of(completions.sees(batch), (rows, slots, tokens + slots), x, frozen))
-    corrections = list(adapter.layers) if adapter else None
-    return follow(model, reading, place, x, corrections).view(embedded.shape)  # type: ignore[arg-type]
+    return follow(model, reading, place, x, adapter.onto(model) if adapter else None).view(embedded.shape)
 
 
 def growing(reading: Reading, starts: Tensor) -> Attend:

@@ -85,6 +85,7 @@ def test_merged_weights_do_what_the_adapter_does(adapter):
             apart = x @ weight.T + adapter.delta(layer, name, x)
             assert torch.allclose(apart, x @ adapter.merged(layer, name, weight).T, atol=1e-12)
             assert torch.equal(getattr(bound.merged(layer), name), adapter.merged(layer, name, weight))
+            assert torch.allclose(adapter.onto(model)[layer][name], adapter.merged(layer, name, weight), atol=1e-12)
     assert bound.bytes == sum(weight.numel() * 8 for block in model.blocks for weight in block.parameters()
                               if weight.dim() == 2)
 
