@@ -13,7 +13,7 @@ from bench.errors import BenchError
 from bench.forward import Result
 from bench.kernels import attention_kernel, embed_kernel, linear_kernel
 from bench.model import Adapter, Block, Transformer
-from bench.tree import Tree
+from bench.tree import Structure, Tree
 
 MAX_GROUPS = 1 << 16  # attention groups of one launch
 
@@ -208,14 +208,17 @@ class Attention:
         self.rows = structure.depths.shape[1]
         self.positions = structure.positions(tree, root)
         self.ancestors = structure.ancestors.contiguous().view(torch.uint8)
-        self.tiles = triton.cdiv(self.rows * (c.heads // c.kv_heads), QUERIES)
+        self.paths = None if tree.is_chain else paths(structure)
+        group = c.heads // c.kv_heads
+        self.queries = max(QUERIES, triton.next_power_of_2(group))
+        self.tiles = triton.cdiv(self.rows, self.queries // group)
         self.full = triton.next_power_of_2(c.head_dim)
         self.split = ATTENDED // self.full  # keys per program
         self.splits = triton.cdiv(cache.capacity, self.split)
         groups = self.batch * c.kv_heads * self.tiles
         if groups > len(arrived):
             raise BenchError(f"batch of {self.batch} with {self.rows} rows is too large for one forward; lower --batch")
-        parts = groups * self.splits * QUERIES
+        parts = groups * self.splits * self.queries
         self.partial = torch.empty(parts, self.full, device=root.device)
         self.stats = torch.empty(parts, 2, device=root.device)  # running maximum and sum of each part
         self.arrived = arrived
@@ -225,11 +228,23 @@ class Attention:
         c, block = self.model.config, self.model.blocks[layer]
         assert isinstance(block, Block)
         out = qkv.new_empty(len(qkv), c.heads * c.head_dim)
-        attention_kernel[(self.splits, self.tiles, self.batch * c.kv_heads)](
+        tree = self.paths is not None
+        attention_kernel[(self.splits, self.rows if tree else self.tiles, self.batch * c.kv_heads)](
             qkv, self.cache.keys[layer], self.cache.values[layer], self.model.rope, self.positions, self.ancestors,
-            self.root, block.q_norm, block.k_norm, out, self.partial, self.stats, self.arrived,
+            self.paths, self.root, block.q_norm, block.k_norm, out, self.partial, self.stats, self.arrived,
             self.batch, self.n, self.rows - self.n, self.cache.capacity, c.norm_eps, c.head_dim**-0.5,
             HEADS=c.heads, KV_HEADS=c.kv_heads, D=c.head_dim, HALF=max(16, triton.next_power_of_2(c.head_dim // 2)),
-            FULL=self.full, BQ=QUERIES, SPLIT=self.split, SPLITS=self.splits, QK_NORM=c.qk_norm,
-            num_warps=8, num_stages=2, **overlap(qkv.device, block.qkv))
+            FULL=self.full, BQ=self.queries, SPLIT=self.split, SPLITS=self.splits, TREE=tree, QK_NORM=c.qk_norm,
+            num_warps=8, num_stages=2, enable_fp_fusion=False, **overlap(qkv.device, block.qkv))
         return out
+
+
+def paths(structure: Structure) -> Tensor:
+    """[B, rows, rows + 1] int32: the ancestor of each row at each depth, or the row itself; -1 where there is none.
+
+    The last column is meant for nobody.
+    """
+    rows = structure.depths.shape[1]
+    at = torch.where(structure.ancestors, structure.depths[:, None], rows)
+    row = torch.arange(rows, dtype=torch.int32, device=at.device)
+    return row.new_full((*at.shape[:2], rows + 1), -1).scatter(2, at, row.expand_as(at))

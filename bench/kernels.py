@@ -120,66 +120,80 @@ def angles(rope, position, half, inside, D: tl.constexpr):
 
 
 @triton.jit
-def attention_kernel(qkv, keys, values, rope, positions, ancestors, roots, q_norm, k_norm, out,
-                     partial, stats, arrived, batch, n, m, capacity, eps, scale, HEADS: tl.constexpr,
-                     KV_HEADS: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, FULL: tl.constexpr, BQ: tl.constexpr,
-                     SPLIT: tl.constexpr, SPLITS: tl.constexpr, QK_NORM: tl.constexpr, PDL: tl.constexpr):
+def attention_kernel(qkv, keys, values, rope, positions, ancestors, paths, roots, q_norm, k_norm, out, partial, stats,
+                     arrived, batch, n, m, capacity, eps, scale, HEADS: tl.constexpr, KV_HEADS: tl.constexpr,
+                     D: tl.constexpr, HALF: tl.constexpr, FULL: tl.constexpr, BQ: tl.constexpr, SPLIT: tl.constexpr,
+                     SPLITS: tl.constexpr, TREE: tl.constexpr, QK_NORM: tl.constexpr, PDL: tl.constexpr):
     """Tree attention to `SPLIT` keys of one sequence and key head; the last program to arrive adds the parts up.
 
     qkv [rows, (HEADS + 2 KV_HEADS) D]; keys, values [batch, KV_HEADS, capacity, D] (one layer); ancestors
     [batch, n + m, n + m]; positions [batch, n + m]; roots [batch]; out [rows, HEADS D]. Rotates queries and keys and
     fills the cache at root + row. All but `qkv` was made before the last launch that nothing overlapped, hence read
-    before the wait.
+    before the wait. TREE: rows are no chain, but each adds its keys up as if its ancestors were one. So where a split
+    holds keys of this step, a row has a program of its own; `paths` [batch, n + m, n + m + 1] says what it sees.
     """
     GROUP: tl.constexpr = HEADS // KV_HEADS
+    ROWS: tl.constexpr = BQ // GROUP  # of a tile: the queries of a row stay together
     WIDTH: tl.constexpr = (HEADS + 2 * KV_HEADS) * D
-    split, tile = tl.program_id(0), tl.program_id(1)
-    sequence, head = tl.program_id(2) // KV_HEADS, tl.program_id(2) % KV_HEADS
+    split, sequence, head = tl.program_id(0), tl.program_id(2) // KV_HEADS, tl.program_id(2) % KV_HEADS
     if PDL:
         gdc_launch_dependents()
-    rows, root = n + m, tl.load(roots + sequence)
-    end = root + rows
-    if split * SPLIT >= end:
+    rows, root = n + m, tl.load(roots + sequence).to(tl.int32)
+    end, has_fresh = root + rows, split * SPLIT + SPLIT > root
+    own = tl.where(has_fresh, 1, ROWS) if TREE else ROWS  # rows of this program
+    first = tl.program_id(1) * own
+    if (split * SPLIT >= end) | (first >= rows):
         return
-    half, full = tl.arange(0, HALF), tl.arange(0, FULL)
+    half, full, query = tl.arange(0, HALF), tl.arange(0, FULL), tl.arange(0, BQ)  # query: row-major over (row, head)
     in_half, in_full = (half < D // 2)[None, :], (full < D)[None, :]
-    q_index = tile * BQ + tl.arange(0, BQ)  # row-major over (row, query head of this key head)
-    in_q, q_head = (q_index < rows * GROUP)[:, None], head * GROUP + q_index % GROUP
-    q_row = tl.minimum(q_index // GROUP, rows - 1)
+    in_q, q_head = ((query < own * GROUP) & (first + query // GROUP < rows))[:, None], head * GROUP + query % GROUP
+    q_row = tl.minimum(first + query // GROUP, rows - 1)
     q_packed = row_index(q_row, sequence, batch, n, m)
     cos, sin = angles(rope, tl.load(positions + sequence * rows + q_row), half, in_half, D)
-    q_at = (q_packed * WIDTH + q_head * D)[:, None]
     index = split * SPLIT + tl.arange(0, SPLIT)
-    cache = (sequence * KV_HEADS + head).to(tl.int64) * capacity * D
-    k_at = keys + cache + index[:, None] * D + half[None, :]
-    v_at = values + cache + index[:, None] * D + full[None, :]
-    old, fresh = index < root, (index >= root) & (index < end)
-    k_a, k_b = tl.load(k_at, old[:, None] & in_half, 0.0), tl.load(k_at + D // 2, old[:, None] & in_half, 0.0)
-    v = tl.load(v_at, old[:, None] & in_full, 0.0)
-    row = tl.where(fresh, index - root, 0)
-    sees = ancestors + (sequence * rows + q_row) * rows
-    visible = (tl.load(sees) != 0)[:, None] & old[None, :]  # who descends from the root sees the prefix
-    visible |= tl.load(sees[:, None] + row[None, :], fresh[None, :], 0) != 0
-    in_k, in_v = fresh[:, None] & in_half, fresh[:, None] & in_full
-    k_cos, k_sin = angles(rope, tl.load(positions + sequence * rows + row, fresh, 0), half, in_k, D)
+    cache, old = (sequence * KV_HEADS + head).to(tl.int64) * capacity * D, (index < root)[:, None]
+    k_at, v_at = keys + cache + half[None, :], values + cache + full[None, :]
+    k_a = tl.load(k_at + index[:, None] * D, old & in_half, 0.0)
+    k_b = tl.load(k_at + index[:, None] * D + D // 2, old & in_half, 0.0)
+    v = tl.load(v_at + index[:, None] * D, old & in_full, 0.0)
+    row, visible = seen(ancestors, paths, sequence, rows, root, q_row, first, index, TREE)
+    fresh, position = (row >= 0)[:, None], tl.load(positions + sequence * rows + row, row >= 0, 0)
     if PDL:
         gdc_wait()
+    q_at = (q_packed * WIDTH + q_head * D)[:, None]
     q_a, q_b = rotated(qkv, q_at, half, in_q & in_half, cos, sin, q_norm, eps, D, QK_NORM)
-    k_row = row_index(row, sequence, batch, n, m)[:, None] * WIDTH + (HEADS + head) * D
-    new_a, new_b = rotated(qkv, k_row, half, in_k, k_cos, k_sin, k_norm, eps, D, QK_NORM)
-    new_v = tl.load(qkv + k_row + KV_HEADS * D + full[None, :], in_v, 0.0)
-    k_a, k_b, v = tl.where(in_k, new_a, k_a), tl.where(in_k, new_b, k_b), tl.where(in_v, new_v, v)
-    if tile == 0:
-        tl.store(k_at, new_a, in_k)
-        tl.store(k_at + D // 2, new_b, in_k)
-        tl.store(v_at, new_v, in_v)
+    if has_fresh:  # for all splits, fresh keys would take so many registers that Llama-7B loses 0.25 ms of 4.3
+        k_cos, k_sin = angles(rope, position, half, fresh & in_half, D)
+        k_row = (row_index(row, sequence, batch, n, m) * WIDTH + (HEADS + head) * D)[:, None]
+        new_a, new_b = rotated(qkv, k_row, half, fresh & in_half, k_cos, k_sin, k_norm, eps, D, QK_NORM)
+        new_v = tl.load(qkv + k_row + KV_HEADS * D + full[None, :], fresh & in_full, 0.0)
+        k_a, k_b, v = tl.where(fresh, new_a, k_a), tl.where(fresh, new_b, k_b), tl.where(fresh, new_v, v)
+        place, mine = (root + row)[:, None] * D, ((row >= first) & (row < first + own))[:, None]
+        tl.store(k_at + place, new_a, mine & in_half)
+        tl.store(k_at + place + D // 2, new_b, mine & in_half)
+        tl.store(v_at + place, new_v, mine & in_full)
     score = tl.where(visible, tl.dot(q_b, k_b.T, tl.dot(q_a, k_a.T)) * scale, float("-inf"))
     top, total, acc = attended(score, v)
-    place, inside = out + (q_packed * HEADS * D + q_head * D)[:, None] + full[None, :], in_q & in_full
     if end <= SPLIT:
-        tl.store(place, (acc / total[:, None]).to(out.dtype.element_ty), inside)
+        place = out + (q_packed * HEADS + q_head)[:, None] * D + full[None, :]
+        tl.store(place, (acc / total[:, None]).to(out.dtype.element_ty), in_q & in_full)
     else:
-        hand_in(partial, stats, arrived, place, inside, top, total, acc, tl.cdiv(end, SPLIT).to(tl.int32), SPLITS)
+        hand_in(partial, stats, arrived, out, in_q, top, total, acc, first, rows, root, batch, n, m,
+                HEADS, KV_HEADS, D, SPLIT, SPLITS, TREE)
+
+
+@triton.jit
+def seen(ancestors, paths, sequence, rows, root, q_row, first, index, TREE: tl.constexpr):
+    """The row of this step at each position `index`, -1 for none; which positions the queries see, [BQ, SPLIT]."""
+    sees, fresh = ancestors + (sequence * rows + q_row) * rows, (index >= root) & (index < root + rows)
+    visible = (tl.load(sees) != 0)[:, None] & (index < root)[None, :]  # who descends from the root sees the prefix
+    if TREE:
+        row = tl.load(paths + (sequence * rows + first) * (rows + 1) + index - root, fresh, -1)
+        visible |= (row >= 0)[None, :]
+    else:
+        row = tl.where(fresh, index - root, -1)
+        visible |= tl.load(sees[:, None] + row[None, :], fresh[None, :], 0) != 0
+    return row, visible
 
 
 @triton.jit
@@ -191,19 +205,29 @@ def attended(score, v):
 
 
 @triton.jit
-def hand_in(partial, stats, arrived, out, inside, top, total, acc, parts, SPLITS: tl.constexpr):
-    """Store this program's part; the last of the programs that share the same queries adds all of them up."""
+def hand_in(partial, stats, arrived, out, in_q, top, total, acc, first, rows, root, batch, n, m, HEADS: tl.constexpr,
+            KV_HEADS: tl.constexpr, D: tl.constexpr, SPLIT: tl.constexpr, SPLITS: tl.constexpr, TREE: tl.constexpr):
+    """Store the part of the queries from row `first` on; who is the last of a tile's programs adds all parts up."""
     BQ: tl.constexpr = acc.shape[0]
     FULL: tl.constexpr = acc.shape[1]
-    group = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
-    slot = (group * SPLITS + tl.program_id(0)) * BQ + tl.arange(0, BQ)
-    tl.store(partial + slot[:, None] * FULL + tl.arange(0, FULL)[None, :], acc)
-    tl.store(stats + slot * 2, top)
-    tl.store(stats + slot * 2 + 1, total)
+    GROUP: tl.constexpr = HEADS // KV_HEADS
+    ROWS: tl.constexpr = BQ // GROUP
+    full, query, splits = tl.arange(0, FULL), tl.arange(0, BQ), tl.cdiv(root + rows, SPLIT)
+    tile = first // ROWS
+    group = tl.program_id(2) * tl.cdiv(rows, ROWS) + tile
+    slot = ((group * SPLITS + tl.program_id(0)) * BQ + (first - tile * ROWS) * GROUP + query)[:, None]
+    tl.store(partial + slot * FULL + full[None, :], acc, in_q)
+    tl.store(stats + slot * 2, top[:, None], in_q)
+    tl.store(stats + slot * 2 + 1, total[:, None], in_q)
     tl.debug_barrier()
+    shared = root // SPLIT if TREE else splits  # splits that have one program for all rows of the tile
+    parts = shared + (splits - shared) * tl.minimum(ROWS, rows - tile * ROWS)
     if tl.atomic_add(arrived + group, 1, sem="acq_rel") == parts - 1:
         tl.store(arrived + group, 0)
-        combine(partial, stats, out, inside, group * SPLITS, parts, FULL, BQ)
+        row, head = tile * ROWS + query // GROUP, tl.program_id(2) % KV_HEADS * GROUP + query % GROUP
+        line = row_index(row, tl.program_id(2) // KV_HEADS, batch, n, m) * HEADS + head
+        inside = ((query < ROWS * GROUP) & (row < rows))[:, None] & (full < D)[None, :]
+        combine(partial, stats, out + line[:, None] * D + full[None, :], inside, group * SPLITS, splits, FULL, BQ)
 
 
 @triton.jit

@@ -12,7 +12,7 @@ from bench.config import Config
 from bench.forward import PlainForward
 from bench.fused import FusedForward
 from bench.model import Transformer
-from bench.tree import Tree
+from bench.tree import Tree, chain_parents
 
 BATCH, CAPACITY, NAMES = 2, 400, ("qkv", "out", "gate_up", "down")
 fused.ATTENDED = 1 << 12  # small parts, so that short sequences have several
@@ -40,7 +40,13 @@ def random_tree(n: int, m: int, hidden: int) -> Tree:
     return Tree(torch.randint(0, 50, (BATCH, n)), parents, depth=n - 1, slots=slots, slot_shift=min(m, 1))
 
 
-def compare(config: Config, n: int, m: int, roots: list[int]) -> float:
+def line(tokens: torch.Tensor) -> Tree:
+    batch, rows = tokens.shape
+    return Tree(tokens, chain_parents(rows, batch, "cpu"), depth=rows - 1, is_chain=True)
+
+
+def prepared(config: Config) -> tuple[Transformer, tuple[Cache, Cache]]:
+    """A random model, and twice the same full cache."""
     model = Transformer(config)
     for parameter in model.parameters():
         parameter.data.normal_(0, 0.2)
@@ -48,7 +54,13 @@ def compare(config: Config, n: int, m: int, roots: list[int]) -> float:
     caches = Cache(config, BATCH, CAPACITY, model.norm), Cache(config, BATCH, CAPACITY, model.norm)
     for name in ("keys", "values"):
         getattr(caches[1], name).copy_(getattr(caches[0], name).normal_(0, 0.5))
-    adapter, tree, root = Adapter(model) if m else None, random_tree(n, m, config.hidden), torch.tensor(roots)
+    return model, caches
+
+
+def compare(config: Config, tree: Tree, roots: list[int]) -> float:
+    model, caches = prepared(config)
+    m = 0 if tree.slots is None else tree.slots.shape[1]
+    adapter, root = Adapter(model) if m else None, torch.tensor(roots)
     taps = (0, config.layers)
     plain = PlainForward(model, caches[0])(tree, root, adapter, taps)
     ours = FusedForward(model, caches[1])
@@ -65,6 +77,34 @@ def compare(config: Config, n: int, m: int, roots: list[int]) -> float:
     return max(float((a - b).abs().max()) for a, b in pairs)
 
 
+def compare_paths(config: Config, n: int, roots: list[int]) -> None:
+    """A tree's row finds, and writes to the cache, the very bits that it does at the end of its path laid out alone."""
+    model, caches = prepared(config)
+    tree, root, batch = random_tree(n, 0, config.hidden), torch.tensor(roots), torch.arange(BATCH)
+    tree.parents[:, n - 2 :] = n - 2  # padding, and what hangs from it
+    qkv, structure = torch.randn(BATCH, n, len(model.blocks[0].qkv)), tree.resolve()
+    found = attend(model, caches[0], tree, root, qkv)
+    assert found.isfinite().all()
+    for row in range(n - 2):
+        depth = structure.depths[:, row]
+        path = torch.zeros(BATCH, int(depth.max()) + 1, dtype=torch.int64)  # rows behind its end are not looked at
+        for b in range(BATCH):
+            path[b, : int(depth[b]) + 1] = structure.ancestors[b, row].nonzero()[:, 0]
+        alone = attend(model, caches[1], line(path), root, qkv[batch[:, None], path])
+        assert torch.equal(found[:, row], alone[batch, depth]), f"row {row}"
+        for name in ("keys", "values"):
+            tree_cache, line_cache = (getattr(cache, name)[0] for cache in caches)
+            written = tree_cache[batch, :, root + row], line_cache[batch, :, root + depth]
+            assert torch.equal(*written), f"{name} of row {row}"
+
+
+def attend(model: Transformer, cache: Cache, tree: Tree, root: torch.Tensor, qkv: torch.Tensor) -> torch.Tensor:
+    attention = fused.Attention(model, cache, tree, root, torch.zeros(100, dtype=torch.int32))
+    found = attention(0, qkv.flatten(0, 1)).unflatten(0, qkv.shape[:2])
+    assert not attention.arrived.any(), "a launch left its counters behind"
+    return found
+
+
 def compare_products(rows: int, columns: int) -> float:
     """Of so many rows that tiles are large."""
     x, weight = torch.randn(rows, 48), torch.randn(columns, 48) * 0.2
@@ -77,8 +117,15 @@ torch.manual_seed(0)
 LLAMA = Config(vocab=50, hidden=96, layers=2, heads=6, kv_heads=2, head_dim=48, ffn=80, context=CAPACITY, tied=True)
 QWEN = Config(vocab=50, hidden=64, layers=1, heads=4, kv_heads=2, head_dim=32, ffn=80, context=CAPACITY, qkv_bias=True,
               qk_norm=True)
+MANY_HEADS = Config(vocab=50, hidden=64, layers=2, heads=17, kv_heads=1, head_dim=32, ffn=80, context=CAPACITY)
 with torch.inference_mode():
-    worst = max(compare(LLAMA, 1, 0, [0, 130]), compare(LLAMA, 5, 9, [63, 64]), compare(QWEN, 7, 0, [127, 300]),
+    lines = [line(torch.randint(0, 50, (BATCH, rows))) for rows in (1, 1, 9, 70)]
+    worst = max(compare(LLAMA, random_tree(1, 0, 96), [0, 130]), compare(LLAMA, random_tree(5, 9, 96), [63, 64]),
+                compare(QWEN, random_tree(7, 0, 64), [127, 300]), compare(MANY_HEADS, random_tree(6, 0, 64), [60, 200]),
+                *(compare(config, tree, roots) for config, tree, roots in zip(
+                    (LLAMA, QWEN, LLAMA, QWEN), lines, ([0, 130], [127, 300], [60, 126], [0, 100]), strict=True)),
                 *(compare_products(rows, columns) for rows, columns in ((257, 90), (300, 900), (300, 1100))))
+    for config, roots in ((LLAMA, [0, 60]), (QWEN, [127, 189]), (MANY_HEADS, [62, 64])):
+        compare_paths(config, 12, roots)
 assert worst < 1e-5, worst
 print("checked: largest difference", worst)
