@@ -5,6 +5,8 @@ from functools import partial
 from itertools import pairwise
 
 import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.conveyor import FREE, READ, STRIDE, Conveyor, Job, alike
 from bench.noise import NoiseKey
@@ -80,6 +82,30 @@ def test_no_row_waits_for_the_longest():
     # A text holds its row for whole strides and one more; a row in FREE may be empty; the last long one runs alone.
     held = sum((-(-length // STRIDE) + 1) * STRIDE for length in lengths)
     assert sum(lengths) / rows < steps <= held / rows * FREE / (FREE - 1) + 48 + STRIDE < count / rows * 48
+
+
+class Waits(TorchDispatchMode):
+    """Counts what makes a host wait for a CUDA device: a number read from it, or written to some of its places."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        read = operation is torch.ops.aten._local_scalar_dense.default
+        self.count += read or (operation is torch.ops.aten.index_put_.default and not args[2].dim())
+        return operation(*args, **kwargs or {})
+
+
+def test_no_row_that_begins_or_ends_is_waited_for():
+    sequences, numbers = tiny.decoder_of(AUTOREGRESSIVE, TARGET, Law(), 3).sequences, torch.zeros(3)
+    with Waits() as waits:
+        numbers[torch.tensor([1])] = 0
+    assert waits.count == 1
+    with Waits() as waits:
+        sequences.put([0, 2], [prompt(1), prompt(2)], [5, 6])
+        sequences.rest([0, 1])
+    assert not waits.count
+    assert sequences.done.tolist() == [True, True, False]
+    assert sequences.lengths[0] == 1
 
 
 def test_prompts_are_read_beside_those_of_their_length():
