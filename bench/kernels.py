@@ -135,14 +135,13 @@ def attention_kernel(qkv, keys, values, rope, positions, ancestors, paths, roots
     GROUP: tl.constexpr = HEADS // KV_HEADS
     ROWS: tl.constexpr = BQ // GROUP  # of a tile: the queries of a row stay together
     WIDTH: tl.constexpr = (HEADS + 2 * KV_HEADS) * D
-    split, sequence, head = tl.program_id(0), tl.program_id(2) // KV_HEADS, tl.program_id(2) % KV_HEADS
+    sequence, head = tl.program_id(2) // KV_HEADS, tl.program_id(2) % KV_HEADS
     if PDL:
         gdc_launch_dependents()
     rows, root = n + m, tl.load(roots + sequence).to(tl.int32)
+    split, first, own = share(root, rows, ROWS, SPLIT, SPLITS, TREE)
     end, has_fresh = root + rows, split * SPLIT + SPLIT > root
-    own = tl.where(has_fresh, 1, ROWS) if TREE else ROWS  # rows of this program
-    first = tl.program_id(1) * own
-    if (split * SPLIT >= end) | (first >= rows):
+    if split * SPLIT >= end:
         return
     half, full, query = tl.arange(0, HALF), tl.arange(0, FULL), tl.arange(0, BQ)  # query: row-major over (row, head)
     in_half, in_full = (half < D // 2)[None, :], (full < D)[None, :]
@@ -178,8 +177,21 @@ def attention_kernel(qkv, keys, values, rope, positions, ancestors, paths, roots
         place = out + (q_packed * HEADS + q_head)[:, None] * D + full[None, :]
         tl.store(place, (acc / total[:, None]).to(out.dtype.element_ty), in_q & in_full)
     else:
-        hand_in(partial, stats, arrived, out, in_q, top, total, acc, first, rows, root, batch, n, m,
+        hand_in(partial, stats, arrived, out, in_q, top, total, acc, split, first, rows, root, batch, n, m,
                 HEADS, KV_HEADS, D, SPLIT, SPLITS, TREE)
+
+
+@triton.jit
+def share(root, rows, ROWS: tl.constexpr, SPLIT: tl.constexpr, SPLITS: tl.constexpr, TREE: tl.constexpr):
+    """This program's split, its first row and the number of its rows; split SPLITS where it has nothing to do."""
+    split, first, own = tl.program_id(0), tl.program_id(1) * ROWS, ROWS
+    if TREE:
+        tiled = SPLITS * tl.cdiv(rows, ROWS)  # programs of whole tiles, for splits without keys of this step
+        split, tile, alone = tl.program_id(0) % SPLITS, tl.program_id(0) // SPLITS, tl.program_id(0) - tiled
+        split = tl.where(split * SPLIT + SPLIT > root, SPLITS, split)
+        split = tl.where(alone < 0, split, root // SPLIT + alone // rows)
+        first, own = tl.where(alone < 0, tile * ROWS, alone % rows), tl.where(alone < 0, ROWS, 1)
+    return split, first, own
 
 
 @triton.jit
@@ -205,8 +217,9 @@ def attended(score, v):
 
 
 @triton.jit
-def hand_in(partial, stats, arrived, out, in_q, top, total, acc, first, rows, root, batch, n, m, HEADS: tl.constexpr,
-            KV_HEADS: tl.constexpr, D: tl.constexpr, SPLIT: tl.constexpr, SPLITS: tl.constexpr, TREE: tl.constexpr):
+def hand_in(partial, stats, arrived, out, in_q, top, total, acc, split, first, rows, root, batch, n, m,
+            HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, SPLIT: tl.constexpr, SPLITS: tl.constexpr,
+            TREE: tl.constexpr):
     """Store the part of the queries from row `first` on; who is the last of a tile's programs adds all parts up."""
     BQ: tl.constexpr = acc.shape[0]
     FULL: tl.constexpr = acc.shape[1]
@@ -215,7 +228,7 @@ def hand_in(partial, stats, arrived, out, in_q, top, total, acc, first, rows, ro
     full, query, splits = tl.arange(0, FULL), tl.arange(0, BQ), tl.cdiv(root + rows, SPLIT)
     tile = first // ROWS
     group = tl.program_id(2) * tl.cdiv(rows, ROWS) + tile
-    slot = ((group * SPLITS + tl.program_id(0)) * BQ + (first - tile * ROWS) * GROUP + query)[:, None]
+    slot = ((group * SPLITS + split) * BQ + (first - tile * ROWS) * GROUP + query)[:, None]
     tl.store(partial + slot * FULL + full[None, :], acc, in_q)
     tl.store(stats + slot * 2, top[:, None], in_q)
     tl.store(stats + slot * 2 + 1, total[:, None], in_q)
