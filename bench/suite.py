@@ -16,7 +16,7 @@ from bench.zoo import RANDOM
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp64": "float64"}
-FEW = ("prompt_lookup:k=3", "draft_model:k=3", "medusa:rows=8", "ptp:k=3:slots=8", "independent:k=3:slots=8",
+FEW = ("prompt_lookup:k=3", "draft_model:k=2", "medusa:rows=8", "ptp:k=2:slots=5", "independent:k=2:slots=5",
        "hf_eager")  # rows: on a CPU every one costs
 # On an H200 8 drafts and 24 slots of ptp accept little more than 3 and 10, and a step costs half as much again.
 MANY = ("prompt_lookup:k=3", "prompt_lookup", "draft_model:k=3", "medusa", "ptp:k=3:slots=10",
