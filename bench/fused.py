@@ -52,8 +52,7 @@ class FusedForward:
         c, batch, n = self.model.config, *tree.tokens.shape
         tokens = batch * n
         stream = self.embed(tree)
-        attend = Attention(self.model, self.cache, tree, root, self.arrived)
-        tapped = []
+        attend, tapped = Attention(self.model, self.cache, tree, root, self.arrived), []
         products = self.products(tokens, adapter)
         for layer in range(c.layers):
             qkv, out, gate_up, down = products[4 * layer : 4 * layer + 4]
@@ -224,7 +223,8 @@ class Attention:
         self.ancestors = structure.ancestors.contiguous().view(torch.uint8)
         self.paths = None if tree.is_chain else paths(structure)
         group = c.heads // c.kv_heads
-        self.full = triton.next_power_of_2(c.head_dim)
+        self.sizes = head_sizes(model)
+        self.full = self.sizes["FULL"]
         # Twice as many queries: SmolLM2-135M's 64 rows at 900 tokens 0.08 ms of 0.92 faster; wider heads lack registers
         wide = tree.is_chain and self.full <= 64 and self.rows * group > 64
         self.queries = max(2 * QUERIES if wide else QUERIES, triton.next_power_of_2(group))
@@ -251,10 +251,16 @@ class Attention:
             qkv, self.cache.keys[layer], self.cache.values[layer], self.model.rope, self.positions, self.ancestors,
             self.paths, self.root, block.q_norm, block.k_norm, out, self.partial, self.stats, self.arrived,
             self.batch, self.n, self.rows - self.n, self.cache.capacity, c.norm_eps, c.head_dim**-0.5,
-            HEADS=c.heads, KV_HEADS=c.kv_heads, D=c.head_dim, HALF=max(16, triton.next_power_of_2(c.head_dim // 2)),
-            FULL=self.full, BQ=self.queries, SPLIT=self.split, SPLITS=self.splits, TREE=tree, QK_NORM=c.qk_norm,
-            num_warps=8, num_stages=2, enable_fp_fusion=False, **overlap(qkv.device, block.qkv))
+            **self.sizes, BQ=self.queries, SPLIT=self.split, SPLITS=self.splits, TREE=tree, num_warps=8,
+            num_stages=2, enable_fp_fusion=False, **overlap(qkv.device, block.qkv))
         return out
+
+
+def head_sizes(model: Transformer) -> dict[str, int | bool]:
+    """Of heads, as all kernels that attend want them."""
+    c = model.config
+    return {"HEADS": c.heads, "KV_HEADS": c.kv_heads, "D": c.head_dim, "QK_NORM": c.qk_norm,
+            "HALF": max(16, triton.next_power_of_2(c.head_dim // 2)), "FULL": triton.next_power_of_2(c.head_dim)}
 
 
 def paths(structure: Structure) -> Tensor:

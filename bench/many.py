@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bench.cache import Cache
 from bench.forward import Result
+from bench.fused import head_sizes
 from bench.many_kernels import norm_kernel, rotate_kernel, single_kernel, swiglu_kernel
 from bench.model import Adapter, Block, Hidden, Transformer, causal
 from bench.tree import Tree
@@ -43,7 +44,7 @@ class ManyForward:
         single_kernel[(len(qkv) * c.kv_heads,)](
             qkv, self.cache.keys[layer], self.cache.values[layer], self.model.rope, root, block.q_norm, block.k_norm,
             out, self.cache.capacity, c.norm_eps, c.head_dim**-0.5, BLOCK=KEYS,
-            BQ=max(QUERIES, triton.next_power_of_2(c.heads // c.kv_heads)), **sizes(self.model), num_warps=4,
+            BQ=max(QUERIES, triton.next_power_of_2(c.heads // c.kv_heads)), **head_sizes(self.model), num_warps=4,
             num_stages=3)
         return out
 
@@ -56,19 +57,12 @@ def fill(model: Transformer, cache: Cache, prompts: Tensor) -> None:
         keys, values, block = cache.keys[layer], cache.values[layer], model.blocks[layer]
         rotate_kernel[(len(qkv),)](
             qkv, keys, values, model.rope, block.q_norm, block.k_norm, length, c.norm_eps,
-            Q_BLOCK=triton.next_power_of_2(c.heads), KV_BLOCK=triton.next_power_of_2(c.kv_heads), **sizes(model),
+            Q_BLOCK=triton.next_power_of_2(c.heads), KV_BLOCK=triton.next_power_of_2(c.kv_heads), **head_sizes(model),
             num_warps=2)
         queries = qkv.view(batch, length, -1, c.head_dim)[:, :, : c.heads].transpose(1, 2)
         return causal(layer, queries, keys, values).transpose(1, 2).reshape(batch * length, -1)
 
     through(model, prompts.flatten(), attend)
-
-
-def sizes(model: Transformer) -> dict[str, int | bool]:
-    """Of heads, as the kernels of attention want them."""
-    c = model.config
-    return {"HEADS": c.heads, "KV_HEADS": c.kv_heads, "D": c.head_dim, "QK_NORM": c.qk_norm,
-            "HALF": max(16, triton.next_power_of_2(c.head_dim // 2)), "FULL": triton.next_power_of_2(c.head_dim)}
 
 
 def through(model: Transformer, tokens: Tensor, attend: Attend, taps: tuple[int, ...] = ()) -> Hidden:

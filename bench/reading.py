@@ -3,7 +3,7 @@
 A program for a whole model would take minutes to compile, and every training needs several.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,7 +48,14 @@ class Place:
     mask: Mask  # m rows; as columns first the tokens that were read, then the slots
 
 
-Matrices = Mapping[str, Tensor]  # what slots see of a layer: "qkv", "out", "gate_up", "down", [out, in] each
+@dataclass
+class Matrices:
+    """What slot rows see of a layer: [out, in] each."""
+
+    qkv: Tensor
+    out: Tensor
+    gate_up: Tensor
+    down: Tensor
 
 
 class Corrected(Projection):
@@ -64,7 +71,7 @@ class Corrected(Projection):
 
     def __call__(self, name: str, x: Tensor) -> Tensor:
         """x [B, m, in] -> [B, m, out]."""
-        return product(x, self.matrices[name], self.block.qkv_bias if name == "qkv" else None)
+        return product(x, getattr(self.matrices, name), self.block.qkv_bias if name == "qkv" else None)
 
 
 def follow(model: Transformer, reading: Reading, place: Place, x: Tensor,

@@ -1,13 +1,12 @@
 """The gated adapter: low-rank weights beside every matrix of the target, applied to slot rows only."""
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.config import Config
 from bench.model import Transformer
+from bench.reading import Matrices
 
 
 def matrix_shapes(config: Config) -> dict[str, tuple[int, int]]:
@@ -58,36 +57,26 @@ class GatedAdapter(nn.Module):
         wide = torch.promote_types(weight.dtype, torch.float32)
         return self.correction(layer, name).onto(weight.to(wide)).to(weight.dtype)
 
-    def onto(self, model: Transformer) -> list[dict[str, Tensor]]:
-        """What slot rows see of each layer of `model` by name, weight + B A, in the dtype of its weights.
+    def onto(self, model: Transformer) -> list[Matrices]:
+        """What slot rows see of each layer of `model`: weight + B A, in the dtype of its weights.
 
         For training: a product serves one matrix of all layers, there and back, where a GPU would wait for hundreds
         of small ones.
         """
-        made = {}
+        made = []
         for name in matrix_shapes(model.config):
             weights = torch.stack([getattr(block, name) for block in model.blocks])
             pairs = [self.correction(layer, name) for layer in range(len(self.layers))]
             widen = torch.stack([pair.widen for pair in pairs]).to(weights.dtype)
             narrow = torch.stack([pair.narrow for pair in pairs]).to(weights.dtype)
-            made[name] = torch.baddbmm(weights, widen, narrow).unbind(0)
-        return [dict(zip(made, matrices, strict=True)) for matrices in zip(*made.values(), strict=True)]
+            made.append(torch.baddbmm(weights, widen, narrow).unbind(0))
+        return [Matrices(*matrices) for matrices in zip(*made, strict=True)]
 
     def correction(self, layer: int, name: str) -> LowRank:
         """One of the pairs."""
         pair = self.layers[layer][name]  # type: ignore[index]
         assert isinstance(pair, LowRank)
         return pair
-
-
-@dataclass
-class Matrices:
-    """What slot rows see of a layer: [out, in] each."""
-
-    qkv: Tensor
-    out: Tensor
-    gate_up: Tensor
-    down: Tensor
 
 
 class BoundAdapter:

@@ -15,7 +15,7 @@ from bench.model import Transformer
 from bench.packing import Batch
 from bench.reading import Reading, read
 from bench.sampling import Law
-from ptp.completions import Completions, at, complete, explain, under
+from ptp.completions import Completions, complete, explain, under
 from ptp.kinds import KINDS
 from ptp.losses import Voice, own_noise
 from ptp.noise_embedding import NONE, NoiseDesign, NoiseEmbedding
@@ -121,8 +121,7 @@ def slot_loss(pupil: Pupil, reading: Reading, slots: Completions, goals: Goals) 
     loss = distil(hidden.flatten(0, 2), pupil.model, goals, valid.flatten())
     if pupil.echo is None:
         return loss
-    made = at(reading.batch.tokens, slots.labels - 1)
-    return loss + F.cross_entropy(pupil.echo(hidden[valid]), made[valid])
+    return loss + F.cross_entropy(pupil.echo(hidden[valid]), slots.before(reading.batch)[valid])
 
 
 def inverse_slots(pupil: Pupil, reading: Reading, starts: Tensor, slots: int) -> Completions:

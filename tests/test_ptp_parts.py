@@ -78,6 +78,7 @@ def test_merged_weights_do_what_the_adapter_does(adapter):
     bound = BoundAdapter(adapter, model)
     assert bound.bytes == 0
     for layer, block in enumerate(model.blocks):
+        onto = adapter.onto(model)[layer]
         for name, (out, size) in matrix_shapes(tiny.CONFIG).items():
             weight = getattr(block, name)
             assert weight.shape == (out, size)
@@ -85,7 +86,7 @@ def test_merged_weights_do_what_the_adapter_does(adapter):
             apart = x @ weight.T + adapter.delta(layer, name, x)
             assert torch.allclose(apart, x @ adapter.merged(layer, name, weight).T, atol=1e-12)
             assert torch.equal(getattr(bound.merged(layer), name), adapter.merged(layer, name, weight))
-            assert torch.allclose(adapter.onto(model)[layer][name], adapter.merged(layer, name, weight), atol=1e-12)
+            assert torch.allclose(getattr(onto, name), adapter.merged(layer, name, weight), atol=1e-12)
     assert bound.bytes == sum(weight.numel() * 8 for block in model.blocks for weight in block.parameters()
                               if weight.dim() == 2)
 
