@@ -245,14 +245,15 @@ class Attention:
         assert isinstance(block, Block)
         out = qkv.new_empty(len(qkv), c.heads * c.head_dim)
         tree, grid = self.paths is not None, (self.splits, self.tiles)
-        if tree:  # programs of tiles, and of rows in all splits that the step's keys may touch
+        launch = {"PDL": False} if tree else overlap(qkv.device, block.qkv)
+        if tree:  # programs of tiles, and of rows in all splits that the step's keys may touch: too many to come early
             grid = self.splits * self.tiles + (triton.cdiv(self.rows - 1, self.split) + 1) * self.rows, 1
         attention_kernel[(*grid, self.batch * c.kv_heads)](
             qkv, self.cache.keys[layer], self.cache.values[layer], self.model.rope, self.positions, self.ancestors,
             self.paths, self.root, block.q_norm, block.k_norm, out, self.partial, self.stats, self.arrived,
             self.batch, self.n, self.rows - self.n, self.cache.capacity, c.norm_eps, c.head_dim**-0.5,
             **self.sizes, BQ=self.queries, SPLIT=self.split, SPLITS=self.splits, TREE=tree, num_warps=8,
-            num_stages=2, enable_fp_fusion=False, **overlap(qkv.device, block.qkv))
+            num_stages=2, enable_fp_fusion=False, **launch)
         return out
 
 

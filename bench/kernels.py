@@ -136,8 +136,6 @@ def attention_kernel(qkv, keys, values, rope, positions, ancestors, paths, roots
     ROWS: tl.constexpr = BQ // GROUP  # of a tile: the queries of a row stay together
     WIDTH: tl.constexpr = (HEADS + 2 * KV_HEADS) * D
     sequence, head = tl.program_id(2) // KV_HEADS, tl.program_id(2) % KV_HEADS
-    if PDL:
-        gdc_launch_dependents()
     rows, root = n + m, tl.load(roots + sequence).to(tl.int32)
     split, first, own = share(root, rows, ROWS, SPLIT, SPLITS, TREE)
     end, has_fresh = root + rows, split * SPLIT + SPLIT > root
@@ -159,6 +157,7 @@ def attention_kernel(qkv, keys, values, rope, positions, ancestors, paths, roots
     fresh, position = (row >= 0)[:, None], tl.load(positions + sequence * rows + row, row >= 0, 0)
     if PDL:
         gdc_wait()
+        gdc_launch_dependents()  # before, the product that follows would take room from programs of this launch
     q_at = (q_packed * WIDTH + q_head * D)[:, None]
     q_a, q_b = rotated(qkv, q_at, half, in_q & in_half, cos, sin, q_norm, eps, D, QK_NORM)
     if has_fresh:  # for all splits, fresh keys would take so many registers that Llama-7B loses 0.25 ms of 4.3
