@@ -137,7 +137,7 @@ class Job:
         """What the drafter is, and what it was made from; steps and minutes count from the very first start."""
         args, corpus, way = self.args, self.corpus, SAMPLED if self.corpus.law.temperature else GREEDY
         notes = {"asked": self.text, "rows": args.rows, "length": args.length, "rate": trainer.rate, "seed": args.seed,
-                 "greedy": round(corpus.greedy, 4), "accepted": accepted, "stored": stored,
+                 "greedy": round(corpus.greedy, 4), "accepted": accepted, "stored": stored, "curve": trainer.curve,
                  "start": self.start.sha256 if self.start else ""}
         before, minutes = (self.start.steps, self.start.minutes) if self.start else (0, 0.0)
         return Card(self.method, self.pupil.options, self.target.name, identity(self.target), corpus.digest, corpus.law,

@@ -23,7 +23,7 @@ CHECKPOINT = "checkpoint.pt"
 WARM_UP = 0.03  # share of the whole training in which the rate rises
 FINAL = 0.05  # of the full rate is left at the end
 PULSE = 10  # steps between looks at the clock
-SAVE_EVERY, MEASURE_EVERY = 120.0, 60.0  # seconds
+SAVE_EVERY, MEASURE_EVERY = 120.0, 30.0  # seconds
 GLANCE, EXAM = 2, 64  # held-out batches looked at while training goes on, and in the end
 GRADIENT_NORM = 1.0
 LIKENESS = 0.05  # between compiled and plain loss, whose noise differs in its last digits
@@ -95,14 +95,14 @@ class Trainer:
                                            fused=self.device.type == "cuda")
         self.step, self.seconds = 0, 0.0
         self.losses: list[Tensor] = []
-        self.saved = self.measured = 0.0
-        self.latest = ""  # what was last accepted on held-out text, for people
+        self.saved = 0.0
+        self.curve: list[tuple[int, float, Acceptance]] = []  # on a little held-out text after steps, seconds
 
     def run(self, directory: Path, facts: dict[str, Any], resume: bool, out: Console) -> None:
         """Train to the end of the plan. `facts` must be the same in all sessions. Saves when it is stopped, too."""
         if resume and (before := self.restore(directory, facts)) != self.machine():
             out.print(f"the training was begun on {before}: it goes on here, but not bit for bit", soft_wrap=True)
-        self.saved = self.measured = self.seconds
+        self.saved = self.seconds
         note = ""
         with Meter(out) as meter:
             try:
@@ -168,10 +168,10 @@ class Trainer:
         loss = torch.stack(self.losses).mean().item()
         if not math.isfinite(loss):
             raise BenchError(f"the loss is {loss} after {self.step} steps: lower --rate (now {self.rate:g})")
-        if not self.latest or self.seconds - self.measured >= MEASURE_EVERY:
-            self.measured = self.seconds
-            self.latest = f"{shown(self.accepted(GLANCE))} at step {self.step}"
-        return f"{self.step / self.seconds:.1f} steps/s, loss {loss:.3f}, {self.latest}"
+        if not self.curve or self.seconds - self.curve[-1][1] >= MEASURE_EVERY:
+            self.curve.append((self.step, round(self.seconds, 1), self.accepted(GLANCE)))
+        step, _, accepted = self.curve[-1]
+        return f"{self.step / self.seconds:.1f} steps/s, loss {loss:.3f}, {shown(accepted)} at step {step}"
 
     @torch.no_grad()
     def accepted(self, batches: int | None = None) -> Acceptance:
@@ -193,7 +193,8 @@ class Trainer:
         """Write the checkpoint in one go."""
         fresh = directory / f".{CHECKPOINT}"
         state = {"facts": facts, "machine": self.machine(), "step": self.step, "seconds": self.seconds,
-                 "module": self.pupil.module.state_dict(), "optimizer": self.optimizer.state_dict()}
+                 "curve": self.curve, "module": self.pupil.module.state_dict(),
+                 "optimizer": self.optimizer.state_dict()}
         try:
             directory.mkdir(parents=True, exist_ok=True)
             torch.save(state, fresh)
@@ -219,7 +220,7 @@ class Trainer:
                                  "repeat its flags, or start anew with --out")
         self.pupil.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.seconds = state["step"], state["seconds"]
+        self.step, self.seconds, self.curve = state["step"], state["seconds"], state["curve"]
         return state["machine"]  # type: ignore[no-any-return]
 
 
