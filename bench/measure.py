@@ -3,6 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from bench import drafters, provenance
 from bench.clip import clip
 from bench.loop import Decoder, Method, Raw
@@ -17,6 +19,7 @@ from bench.zoo import Target
 PROBE_ROWS = 512  # more than any method's step has
 WARM_UP = "Nobody counts how long this takes."
 WARM_UP_TOKENS = 8
+DIGITS = 3  # of a millisecond, in records
 LOSSLESS = ("match", "reject")  # verifiers that keep the text, or its distribution
 
 
@@ -113,22 +116,29 @@ def record(job: Job, raw: Raw, row: int, facts: dict[str, Any], end_ids: frozens
     """The record of sequence `row` of the batch."""
     question, accepted = job.group.questions[row], [counts[row] for counts in raw.accepted]
     text = clip(raw.tokens[row], accepted, facts["max_new_tokens"], end_ids)
-    steps = len(text.kept)
+    steps, phases = len(text.kept), rounded(raw.phases)
     return Record(
         method=job.label, question_id=question.question_id, category=question.category, turn=job.turn,
         repeat=job.repeat, group=job.group.number, batch=len(job.prompts), prompt_tokens=len(job.prompts[row].ids),
         tokens=text.tokens, rows=raw.rows[:steps], drafted=[counts[row] for counts in raw.drafted[:steps]],
         accepted=accepted[:steps], kept=text.kept,
-        phases={name: rounded(times[:steps]) for name, times in raw.phases.items()},
-        discarded_ms=round(sum(sum(times[steps:]) for times in raw.phases.values()), 6),
-        prefill_ms=round(raw.prefill_ms, 6), wall_ms=round(raw.wall_ms, 6),
+        phases={name: times[:steps] for name, times in phases.items()},
+        discarded_ms=round(sum(sum(times[steps:]) for times in phases.values()), DIGITS),
+        prefill_ms=round(raw.prefill_ms, DIGITS), wall_ms=round(raw.wall_ms, DIGITS),
         rejection=evidence(raw, row, steps) if facts["lossless"] == "reject" else None, settings=facts,
         prompt=digest(job.prompts[row].ids))
 
 
-def rounded(times: list[float]) -> list[float]:
-    """Milliseconds to the nanosecond."""
-    return [round(time, 6) for time in times]
+def rounded(phases: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Phase times of all steps, in milliseconds to the microsecond: CUDA events tell half of one apart.
+
+    The borders between phases are rounded, not the times between them, so that errors do not add up: any stretch of
+    steps, and so decode time and closure, keeps its length to a microsecond.
+    """
+    times = np.array(list(phases.values())).T  # [steps, phases]
+    borders = (times.cumsum() * 10**DIGITS).round()
+    whole = np.diff(borders, prepend=0).reshape(times.shape) / 10**DIGITS
+    return dict(zip(phases, whole.T.tolist(), strict=True))
 
 
 def evidence(raw: Raw, row: int, steps: int) -> dict[str, float]:
