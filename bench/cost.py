@@ -73,8 +73,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def command(args: argparse.Namespace) -> int:
     """Measure one method after the other, print, write. Exit status: 0, or 130 after Ctrl-C, which loses nothing."""
     named = suite.given(args)
-    if "repeats" in named or not args.seconds > 0:
-        raise BenchError("cost decodes for --seconds, which must be above 0, and has no --repeats")
+    if {"repeats", "part"} & named.keys() or not args.seconds > 0:
+        raise BenchError("cost decodes for --seconds, which must be above 0, and has no --repeats and no --part")
     settings = suite.continued(journal.settings(args.run), named) if args.run else suite.chosen(named)
     out, directory = console(), journal.place(args.run, args.out)
     found, status = journal.until_stopped(measure(settings, args.seconds, out))

@@ -1,12 +1,16 @@
 """What is decoded in which order: batches of questions, shuffled methods, and the prompt of every turn."""
 
 import random
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.errors import BenchError
 from bench.prompts import Question, task_of
+from bench.record import BASELINE, Record
 from bench.zoo.checkpoint import Tokenizer
+
+WHOLE = "1/1"
 
 Answers = Mapping[tuple[int | str, int], list[int]]  # (question_id, turn) -> the baseline's tokens
 
@@ -22,6 +26,32 @@ class Group:
     def turns(self) -> int:
         """Turns of each of its questions."""
         return len(self.questions[0].turns)
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one of several processes decodes of a run: every `count`-th group, from the `index`-th one on."""
+
+    index: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Part":
+        """From "I/N". BenchError unless 1 <= I <= N."""
+        found = re.fullmatch(r"([1-9][0-9]*)/([1-9][0-9]*)", text)
+        if not found or int(found[1]) > int(found[2]):
+            raise BenchError(f"--part is I/N, the I-th of N parts of a run, as in 2/4, not {text!r}")
+        return cls(int(found[1]), int(found[2]))
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+    def of(self, everything: Sequence[Group]) -> list[Group]:
+        """Its groups, which keep their numbers. BenchError where it gets none."""
+        if own := [group for group in everything if group.number % self.count == self.index - 1]:
+            return own
+        raise BenchError(f"no questions are left for --part {self}: the run has {len(everything)} groups of them, so "
+                         "divide it into fewer parts")
 
 
 def groups(questions: Sequence[Question], batch: int) -> list[Group]:
@@ -45,6 +75,12 @@ def shuffled(labels: Sequence[str], seed: int, repeat: int, group: int, turn: in
     return random.Random(f"{seed}/{repeat}/{group}/{turn}").sample(labels, len(labels))
 
 
+def first_answers(records: Iterable[Record]) -> Answers:
+    """Those of the baseline, which every method's later turns continue."""
+    return {(record.question_id, record.turn): record.tokens for record in records
+            if record.method == BASELINE and record.repeat == 0}
+
+
 @dataclass(frozen=True)
 class Prompter:
     """Questions as token ids. Every method's later turns continue the baseline's answers."""
@@ -63,6 +99,11 @@ class Prompter:
         while len(ids := self.encode(question, [self.tokenizer.decode(answer) for answer in earlier])) > room:
             next(answer for answer in reversed(earlier) if answer).pop()
         return ids
+
+    def prompts(self, questions: Iterable[Question], answers: Answers) -> dict[tuple[int | str, int], list[int]]:
+        """What every (question_id, turn) continues, once all is measured."""
+        return {(question.question_id, turn): self.prompt(question, turn, answers)
+                for question in questions for turn in range(len(question.turns))}
 
     def longest(self, question: Question, turn: int) -> int:
         """Tokens of the conversation after `turn`, if every answer is as long as it may be."""

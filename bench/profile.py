@@ -69,8 +69,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def command(args: argparse.Namespace) -> int:
     """Profile one method after the other, write, print."""
     named = suite.given(args)
-    if {"limit", "repeats"} & named.keys():
-        raise BenchError("profile decodes as many questions as --batch says, once: leave out --limit and --repeats")
+    if {"limit", "repeats", "part"} & named.keys():
+        raise BenchError("profile decodes as many questions as --batch says, once: leave out --limit, --repeats and "
+                         "--part")
     settings, out = suite.chosen(named), console()
     with memory_limits(settings.device):
         found = profiled(settings)

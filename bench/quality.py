@@ -24,7 +24,7 @@ from bench.suite import DTYPES, RunSettings, spelled
 from bench.terminal import console, show
 
 FILE, ANSWERS = "quality.json", "quality_answers.jsonl"
-STRANGERS = ("suite", "prompts", "repeats")  # flags of `run` that mean nothing here
+STRANGERS = ("suite", "prompts", "repeats", "part")  # flags of `run` that mean nothing here
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from bench import journal, prompts, suite, zoo
 from bench.errors import INTERRUPTED, BenchError
 from bench.measure import Team
 from bench.memory import OutOfMemoryError, memory_limits
-from bench.passes import Passes
-from bench.plan import Prompter
+from bench.passes import Passes, sections
+from bench.plan import WHOLE, Prompter
 from bench.progress import progress
 from bench.record import FILE, Writer
 from bench.suite import DTYPES, RunSettings
@@ -33,7 +33,7 @@ def command(args: argparse.Namespace) -> int:
     """Exit status: 0 when all was measured, 1 when a verdict is BROKEN, 130 after Ctrl-C."""
     named = suite.given(args)
     settings = suite.continued(journal.settings(args.resume), named) if args.resume else suite.chosen(named)
-    directory = args.resume or args.out or free_directory(settings.suite)
+    directory = args.resume or args.out or free_directory(titled(settings))
     out = console()
     try:
         with memory_limits(settings.device):
@@ -46,25 +46,35 @@ def command(args: argparse.Namespace) -> int:
 
 
 def run(settings: RunSettings, directory: Path, resume: bool, out: Console) -> int:
-    """Load, check, measure, conclude."""
+    """Load, check, measure, conclude: a part of a run is left as it is, for `join` to conclude."""
     questions = prompts.load(settings.prompts, settings.limit)
+    work = sections(settings, questions)
     target = zoo.load(settings.target, settings.device, DTYPES[settings.dtype])
     prompter = Prompter(target.tokenizer, settings.max_new_tokens, settings.raw)
     context = prompter.check(questions, target.config.context)
     team = Team(settings, target, context)
     hashes = journal.hashes(target, questions) | team.hashes()
     with Writer(directory, resume) as writer, journal.session(directory, settings, hashes, resume):
-        passes = Passes(team, prompter, questions, writer)
+        passes = Passes(team, prompter, work, writer)
         with progress(len(passes), out) as bar:
             passes.measure(bar)
+    if settings.part != WHOLE:
+        out.print(f"{directory} is part {settings.part}; of all parts:  python -m bench join PART PART ... --out RUN",
+                  soft_wrap=True)
+        return 0
     from bench.conclude import conclude  # matplotlib and scipy are slow to import
 
-    return conclude(directory, target, passes.prompts(), out)
+    return conclude(directory, target, prompter.prompts(questions, passes.answers), out)
 
 
-def free_directory(suite_name: str) -> Path:
-    """results/local/DATE-SUITE, numbered when it is taken."""
-    first = LOCAL / f"{date.today().isoformat()}-{suite_name}"
+def titled(settings: RunSettings) -> str:
+    """The suite, and the part of it: parts that begin at the same time need directories of their own."""
+    return settings.suite if settings.part == WHOLE else f"{settings.suite}-{settings.part.replace('/', 'of')}"
+
+
+def free_directory(title: str) -> Path:
+    """results/local/DATE-TITLE, numbered when it is taken."""
+    first = LOCAL / f"{date.today().isoformat()}-{title}"
     return next(path for n in count(1) if not (path := first.with_name(first.name + f"-{n}" * (n > 1))).exists())
 
 

@@ -9,6 +9,7 @@ import torch
 from bench.drafters import shipped
 from bench.errors import BenchError
 from bench.methods import LESSONS, REFERENCES, Entry, parse_each, parse_one, public, split
+from bench.plan import WHOLE, Part
 from bench.record import BASELINE, TWIN
 from bench.sampling import Law
 from bench.terminal import console
@@ -49,12 +50,14 @@ class RunSettings:
     repeats: int = flag(1, "whole passes over all questions")
     ignore_eos: bool = flag(False, "decode to the limit, past end-of-text ids")
     raw: bool = flag(False, "prompts as they are, without a chat template")
+    part: str = flag(WHOLE, "I/N: only the I-th of N parts, which `join` makes one run")
 
     def __post_init__(self):
         for name in ("limit", "max_new_tokens", "batch", "repeats"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise BenchError(f"{spelled(name)} must be at least 1, got {value}")
         self.law()
+        Part.parse(self.part)
         for label in self.lineup():
             if self.batch > 1 and label in REFERENCES:
                 raise BenchError(f"{label} decodes one sequence at a time: leave it out of --methods, or use --batch 1")
@@ -95,6 +98,7 @@ class RunSettings:
     @classmethod
     def from_published(cls, values: dict[str, Any]) -> "RunSettings":
         """The inverse, as far as possible. BenchError for what another version wrote."""
+        values = {"part": WHOLE} | values  # the first runs could not be divided
         if odd := set(values) ^ {f.name for f in fields(cls)}:
             raise BenchError(f"the run's settings do not fit this version of ptp-bench ({min(odd)}): start a new run")
         return cls(**values | {"methods": tuple(values["methods"])})

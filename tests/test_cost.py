@@ -120,7 +120,7 @@ def test_ctrl_c_keeps_what_was_measured(monkeypatch, tmp_path):
     assert list(json.loads((tmp_path / "cost.json").read_text())) == ["autoregressive"]
 
 
-@pytest.mark.parametrize("flags", ["--repeats 2", "--seconds 0", "nowhere"])
+@pytest.mark.parametrize("flags", ["--repeats 2", "--part 1/2", "--seconds 0", "nowhere"])
 def test_bad_input(capsys, flags):
     assert main(["cost", "--suite", "smoke", *flags.split()]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1

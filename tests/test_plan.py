@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.errors import BenchError
-from bench.plan import Prompter, groups, shuffled
+from bench.plan import Part, Prompter, groups, shuffled
 from bench.prompts import TASKS, Question
 from bench.zoo.synthetic import ByteTokenizer
 
@@ -32,6 +32,25 @@ def test_single_questions_keep_their_order(questions):
 def test_tasks_are_not_mixed_where_the_batch_divides_them():
     questions = [Question(i, category, ("turn",)) for i in range(4) for category in ("qa", "rag", "translation")]
     assert [len({q.category for q in group.questions}) for group in groups(questions, 4)] == [1, 1, 1]
+
+
+@given(QUESTIONS, st.integers(1, 4), st.integers(1, 5))
+def test_parts_divide_the_groups(questions, batch, count):
+    """Each group is in one part, as it was; the parts are as even as they can be."""
+    whole = groups(questions, batch)
+    parts = [Part(index, count).of(whole) for index in range(1, min(count, len(whole)) + 1)]
+    assert sorted((group for part in parts for group in part), key=lambda group: group.number) == whole
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    if count > len(whole):
+        with pytest.raises(BenchError, match=f"no questions are left for --part {count}/{count}: .* {len(whole)} gr"):
+            Part(count, count).of(whole)
+
+
+@pytest.mark.parametrize("text", ["", "1", "0/2", "3/2", "1/0", "-1/2", "1/2/3", "1.0/2", " 1/2", "01/2", "٢/٣"])
+def test_a_part_is_written_one_way(text):
+    with pytest.raises(BenchError, match="--part is I/N"):
+        Part.parse(text)
+    assert str(Part.parse("12/34")) == "12/34"
 
 
 def test_order_of_methods_is_fixed_by_the_seed_and_differs_by_place():

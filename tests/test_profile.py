@@ -70,7 +70,7 @@ def test_the_whole_on_a_tiny_model(tmp_path, capsys):
     assert "prompt_lookup:k=3" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("flags", ["--repeats 2", "--limit 3", "--methods nothing"])
+@pytest.mark.parametrize("flags", ["--repeats 2", "--part 1/2", "--limit 3", "--methods nothing"])
 def test_bad_input_is_one_line(capsys, flags):
     assert main(["profile", "--suite", "smoke", *flags.split()]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1

@@ -256,7 +256,7 @@ def test_ctrl_c_keeps_the_methods_that_were_asked(monkeypatch, tmp_path, capsys,
 @pytest.mark.parametrize(("flags", "message"), [
     ("--items gsm8k", "gsm8k needs a local file"), ("--items bundled --data x", "--data is for GSM8K"),
     ("--repeats 2", "--repeats means nothing"), ("--methods hf_eager", "hf_eager decodes outside the loop"),
-    ("--data nowhere", "nowhere cannot be read")])
+    ("--part 1/2", "--part means nothing"), ("--data nowhere", "nowhere cannot be read")])
 def test_bad_input(capsys, flags, message):
     assert main(["quality", "--target", "tiny", "--device", "cpu", *flags.split()]) == 2
     assert message in capsys.readouterr().err

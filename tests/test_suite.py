@@ -29,10 +29,12 @@ def test_flags_override_the_preset_and_nothing_else():
 def test_every_flag_reaches_its_setting():
     flags = ["--target", "tiny", "--methods", "autoregressive", "--prompts", "p.jsonl", "--limit", "2",
              "--max-new-tokens", "5", "--temperature", "0.5", "--top-k", "7", "--top-p", "0.9", "--seed", "11",
-             "--batch", "4", "--device", "cpu", "--dtype", "fp32", "--repeats", "3", "--ignore-eos", "--raw"]
+             "--batch", "4", "--device", "cpu", "--dtype", "fp32", "--repeats", "3", "--ignore-eos", "--raw",
+             "--part", "2/4"]
     assert chosen(named(*flags)) == RunSettings(
         target="tiny", methods=("autoregressive",), prompts="p.jsonl", limit=2, max_new_tokens=5, temperature=0.5,
-        top_k=7, top_p=0.9, seed=11, batch=4, device="cpu", dtype="float32", repeats=3, ignore_eos=True, raw=True)
+        top_k=7, top_p=0.9, seed=11, batch=4, device="cpu", dtype="float32", repeats=3, ignore_eos=True, raw=True,
+        part="2/4")
 
 
 def test_the_main_job_is_large_enough():
@@ -144,6 +146,12 @@ def test_what_is_published_says_nothing_about_this_machine():
 def test_settings_of_another_version_are_refused():
     with pytest.raises(BenchError, match=r"do not fit this version of ptp-bench \(temprature\)"):
         RunSettings.from_published(SUITES["smoke"].published() | {"temprature": 1})
+
+
+def test_runs_of_before_were_whole():
+    saved = SUITES["smoke"].published()
+    del saved["part"]
+    assert RunSettings.from_published(saved) == SUITES["smoke"]
 
 
 @pytest.mark.parametrize("able, expected", [({}, "float32"), ({"amx_bf16": True}, "bfloat16"),
