@@ -9,6 +9,7 @@ from bench.errors import INTERRUPTED, BenchError
 
 COMMANDS = {  # name -> (module with `arguments` and `command`, what it does); imported only when it is asked for
     "run": ("bench.run", "measure methods on questions, side by side"),
+    "join": ("bench.join", "the parts of a run, measured apart, as one run"),
     "list": ("bench.listing", "models, methods with their options, suites"),
     "report": ("bench.report", "tables and figures of a run"),
     "quality": ("bench.quality", "what the methods' texts are worth, through lm-eval, beside their speed"),

@@ -15,6 +15,7 @@ import pandas as pd
 from bench.bootstrap import Interval
 from bench.contents import read_object
 from bench.errors import BenchError
+from bench.provenance import cards
 from bench.quantities import SEQUENCE
 from bench.record import frame, read
 from bench.speedups import RESAMPLES, intervals, ledger
@@ -92,7 +93,7 @@ def compare(
     found = intervals(ledger(df), [(f"old {method}", f"new {method}") for method in methods], resamples)
     ratios = dict(zip(methods, found.values(), strict=True))
     failed = [method for method, ratio in ratios.items() if ratio.high < 1 and ratio.estimate < (fail_below or 0)]
-    if (origins[0].get("card") or {}).get("id") != (origins[1].get("card") or {}).get("id"):
+    if cards(origins[0]) != cards(origins[1]):
         notes.append("another card of the same model: cards differ by a few percent")
     verdicts = _beside(new, VERDICTS)
     broken = [method for method in methods if verdicts.get(method, {}).get("verdict") == "BROKEN"]

@@ -59,10 +59,7 @@ def session(directory: Path, asked: RunSettings, found: dict[str, str], resume: 
     now = provenance.collect(asked.published(), found)
     whole = read(directory) if resume else now
     if resume:
-        for name, was in whole["files"].items():
-            if was != found[name]:
-                raise BenchError(f"the {name} of {directory} had sha256 {was[:12]}.., now {found[name][:12]}..: "
-                                 "start a new run")
+        unchanged(directory, whole, found)
         now = {name: now[name] for name in PER_SESSION}
         whole.setdefault("resumed", []).append(now)
     write(directory, whole)
@@ -71,6 +68,13 @@ def session(directory: Path, asked: RunSettings, found: dict[str, str], resume: 
     finally:
         now["card_after"] = provenance.card_state(asked.device)
         write(directory, whole)
+
+
+def unchanged(directory: Path, whole: dict[str, Any], found: dict[str, str]) -> None:
+    """BenchError where a file that was found does not have the hash that the run in `directory` noted."""
+    for name, now in found.items():
+        if (was := whole["files"][name]) != now:
+            raise BenchError(f"the {name} of {directory} had sha256 {was[:12]}.., now {now[:12]}..: start a new run")
 
 
 def read(directory: Path) -> dict[str, Any]:

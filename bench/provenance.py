@@ -26,6 +26,7 @@ PACKAGES = (
     *("ptp-bench", "torch", "triton", "transformers", "tokenizers", "safetensors", "gguf"),
     *("lm-eval", "numpy", "scipy", "pandas"),
 )
+SESSIONS = ("parts", "resumed")  # lists of what was not as it says elsewhere in the provenance
 ADDRESS = re.compile(r"\b\w+://[^\s,;]*?([^\s,;/]*)/*(?=$|[\s,;])")
 ABSOLUTE = re.compile(r"(?<![\w.~-])(?:~|[A-Za-z]:)?[/\\](?:[^,;:=/\\]+[/\\])*([^,;:=/\\]*)")
 HIDDEN = "…"
@@ -170,6 +171,13 @@ def card_state(device: str = "") -> dict[str, Any] | None:
             "power_w": _ask(lambda: pynvml.nvmlDeviceGetPowerUsage(handle) / 1000),
             "temperature_c": _ask(lambda: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU)),
         }
+
+
+def cards(origin: Mapping[str, Any]) -> set[str]:
+    """Ids of the cards that a run was measured on, whether in parts or resumed; from its provenance."""
+    others = [session for name in SESSIONS for session in origin.get(name, ())]
+    own = (origin.get("card") or {}).get("id")
+    return ({own} if own else set()).union(*map(cards, others))
 
 
 def _ask(question: Callable[[], float]) -> float | None:

@@ -150,13 +150,14 @@ def _meanings(flags: pd.Series) -> list[str]:
 
 
 def _cards(records: pd.DataFrame) -> list[str]:
-    """What a run says that was resumed on another card of the same model."""
+    """What a run says that was measured, in parts or resumed, on several cards of the same model."""
     card = records.settings.map(lambda settings: settings.get("card", ""))
     split = card.groupby([records[name] for name in SEQUENCE]).nunique() > 1
-    return [] if card.nunique() < 2 else [
-        f"Measured on {card.nunique()} cards, which differ by a few percent; {split.sum()} of {len(split)} turns were "
-        "not measured by all methods on the same one."
-    ]  # fmt: skip
+    if card.nunique() < 2:
+        return []
+    same = f"{split.sum()} of {len(split)} turns were not measured" if split.any() else "every turn was measured"
+    return [f"Measured on {card.nunique()} cards, which differ by a few percent; {same} by all methods on the same "
+            "one."]  # fmt: skip
 
 
 def lossy(run: Run, found: Findings) -> Section:

@@ -17,9 +17,11 @@ import pandas as pd
 from bench import stats
 from bench.contents import Found
 from bench.layout import NOTHING, Spec, Table, build, fixed, limits, of, percent, significant, tenths, whole
+from bench.provenance import SESSIONS
 from bench.record import BASELINE, PHASES
 
 PUBLISHED = Path(__file__).with_name("data") / "published.csv"
+Leaves = Mapping[tuple[str, ...], Any]  # by path
 DEPTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # shown; the CSV has all
 POSITIONS = 5  # first divergences shown
 QUALITY = ["score", "items", "task", "differing", "p", "tokens_per_s", "tokens_per_step"]  # of quality.json
@@ -263,18 +265,25 @@ def published() -> Table:
 
 
 def environment(provenance: Mapping[str, Any]) -> Table:
-    """What the run recorded about code, machine and settings, one line each; of later sessions what differs."""
-    first = dict(_leaves(provenance, ()))
-    leaves = [(path, value) for path, value in first.items() if path != ("resumed",)]
-    for number, session in enumerate(provenance.get("resumed", ()), 1):
-        leaves += [(("resumed", str(number), *path), value) for path, value in _leaves(session, ())
-                   if first.get(path) != value]  # fmt: skip
-    items = [(" · ".join(path), _shown(value)) for path, value in leaves]
+    """What the run recorded of code, machine and settings, one line each; of parts and later sessions what differs."""
+    items = [(" · ".join(path), _shown(value)) for path, value in _told(provenance, {})]
     frame = pd.DataFrame(items, columns=["item", "value"], dtype=str)
     note = "Recorded with the run. Hashes are shortened."
-    note += " Resumed: what was not as in the first session." if "resumed" in provenance else ""
+    note += " Parts: what was not alike in all of them." if "parts" in provenance else ""
+    note += " Resumed: what was not as in the first session." if any("resumed" in item for item, _ in items) else ""
     table = build("environment", "Provenance", note, frame, {"Item": of("item"), "Value": of("value")})
     return replace(table, measured=False)
+
+
+def _told(node: Mapping[str, Any], known: Leaves) -> list[tuple[tuple[str, ...], Any]]:
+    """Its leaves that are not known already; then those of its parts and later sessions, to which they are."""
+    plain = {name: value for name, value in node.items() if name not in SESSIONS}
+    own = dict(_leaves(plain, ()))
+    found = [(path, value) for path, value in own.items() if path not in known or known[path] != value]
+    for name in SESSIONS:
+        for number, session in enumerate(node.get(name, ()), 1):
+            found += [((name, str(number), *path), value) for path, value in _told(session, {**known, **own})]
+    return found
 
 
 def _leaves(node: Mapping[str, Any], path: tuple[str, ...]) -> list[tuple[tuple[str, ...], Any]]:

@@ -117,6 +117,15 @@ def test_another_gpu_is_refused_and_another_card_noted(tmp_path):
     assert compare(runs[0], runs[0], resamples=100).notes == ()
 
 
+def test_cards_of_parts_are_told_apart(tmp_path):
+    records = changed(synthetic.records(PLANS, SHAPE), device="cuda")
+    runs = [write(tmp_path / second, records, card={"name": "NVIDIA H200"},
+                  parts=[{"card": {"id": "1"}}, {"card": {"id": "1"}, "resumed": [{"card": {"id": second}}]}])
+            for second in "12"]
+    assert len(compare(runs[0], runs[1], resamples=100).notes) == 1
+    assert compare(runs[1], runs[1], resamples=100).notes == ()
+
+
 def test_batches_of_another_size_are_refused(old, tmp_path):
     with pytest.raises(BenchError, match="batch was 1, is 4"):
         compare(old, write(tmp_path / "new", again(shape=replace(SHAPE, batch=4))), resamples=100)

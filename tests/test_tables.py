@@ -62,6 +62,21 @@ def test_several_cards_are_told(tmp_path):
         assert report.markdown(load(tmp_path)).count("on 2 cards, which differ by a few percent; 1 of 3 turns") == said
 
 
+def test_a_run_of_parts_says_what_was_different_in_each(tmp_path):
+    """The second part was resumed, with another commit."""
+    git = synthetic.PROVENANCE["git"]
+    again = {"date": "2026-01-04", "git": git | {"dirty": True}, "card": {"name": "GPU", "id": "c"}}
+    page = page_of(tmp_path, provenance=synthetic.PROVENANCE | {"card": {"name": "GPU"}, "parts": [
+        {"date": "2026-01-03", "card": {"id": "a"}}, {"date": "2026-01-03", "card": {"id": "b"}, "resumed": [again]}]})
+    rows = {row[0]: row[1] for row in markdown_tables(page)["Provenance"]}
+    assert rows["card · name"] == "GPU"
+    assert {name: value for name, value in rows.items() if name.startswith("parts")} == {
+        "parts · 1 · date": "2026-01-03", "parts · 1 · card · id": "a",
+        "parts · 2 · date": "2026-01-03", "parts · 2 · card · id": "b",
+        "parts · 2 · resumed · 1 · date": "2026-01-04", "parts · 2 · resumed · 1 · git · dirty": "True",
+        "parts · 2 · resumed · 1 · card · id": "c"}
+
+
 def test_numbers_keep_three_digits_and_no_exponent():
     printed = {0.01234: "0.0123", 1.999: "2.00", 12.345: "12.3", 12345.6: "12346", 0.0: "0.00"}
     assert {value: significant(value) for value in printed} == printed
