@@ -23,6 +23,7 @@ COMMANDS = {  # name -> (module with `arguments` and `command`, what it does); i
     "passages": ("bench.passages", "free text for prompts with long contexts"),
     "data": ("bench.data", "teacher text, written by the target itself"),
     "train": ("bench.train", "train a drafter on teacher text"),
+    "learning": ("bench.learned", "what drafters accepted on held-out text while they were trained"),
     "world": ("ptp.world", "train every method on a small world, where parallel prediction must win"),
 }
 

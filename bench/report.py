@@ -9,7 +9,7 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import curves
+from bench import curves, learning
 from bench.contents import Run, load
 from bench.errors import BenchError
 from bench.pages import html_page, latex_page, markdown_page
@@ -29,7 +29,7 @@ class Paths:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `report`."""
-    parser.add_argument("run", type=Path, metavar="RUN", help="directory of a run, or of `rows`")
+    parser.add_argument("run", type=Path, metavar="RUN", help="directory of a run, of `rows` or of `learning`")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: into RUN)")
 
 
@@ -47,12 +47,14 @@ def markdown(run: Run) -> str:
 
 
 def write(directory: str | Path, out: str | Path | None = None) -> Paths:
-    """Write the report of a run directory, or of row-cost curves, into it or into `out`.
+    """Write the report of a run directory, of row-cost curves or of trainings, into it or into `out`.
 
     report.md, report.tex, report.html, tables/*.csv, figures/*.png. Raises BenchError as `command` does.
     """
     if (Path(directory) / curves.FILE).exists():
         return publish(curves.compose(curves.load(directory)), Path(out or directory), curves.NAME)
+    if (Path(directory) / learning.FILE).exists():
+        return publish(learning.compose(learning.load(Path(directory))), Path(out or directory), learning.NAME)
     return publish(compose(load(directory)), Path(out or directory))
 
 
