@@ -1,17 +1,19 @@
 """Training of a shallow draft model: some of the target's layers, distilled; embedding and head stay the target's."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bench.blur import WIDTHS, draw
 from bench.errors import BenchError
 from bench.losses import Divergence, distil, of_law
 from bench.model import Block, Transformer, shallow
 from bench.packing import PADDING, Batch
 from bench.reading import read
-from bench.sampling import NOISE_BITS, Law, draw
+from bench.sampling import NOISE_BITS, Law
 from bench.trainer import tally
 from bench.zoo import Target
 
@@ -30,14 +32,23 @@ class Options:
             raise BenchError(f"draft_model needs layers >= 1 and k >= 1, got {self.layers} and {self.k}")
 
 
-class Layers(nn.Module):
-    """What is trained and stored: the layers and the final norm."""
+class Shallow(Transformer):
+    """A draft model between the target's embedding and the target's head."""
 
-    def __init__(self, target: Transformer, layers: int):
+    width: Tensor | None  # of the blur that its drafts are picked with, 0-d; None where it was not measured
+
+
+class Layers(nn.Module):
+    """What is stored: layers and final norm, which are trained, and the width of the blur, which is measured."""
+
+    width: Tensor | None
+
+    def __init__(self, target: Transformer, layers: int, blurred: bool = True):
         super().__init__()
         config = shallow(target.config, layers)
         self.blocks = nn.ModuleList(Block(config) for _ in range(layers))
         self.norm = nn.Parameter(torch.ones(config.hidden))
+        self.register_buffer("width", torch.zeros(()) if blurred else None)
         self.to(target.norm.device)
 
     def start_from(self, target: Transformer) -> None:
@@ -47,11 +58,11 @@ class Layers(nn.Module):
             block.load_state_dict(target.blocks[round(i * (depth - 1) / max(count - 1, 1))].state_dict())
         self.norm.data.copy_(target.norm)
 
-    def on(self, target: Transformer) -> Transformer:
-        """The draft model, between the target's embedding and the target's head."""
+    def on(self, target: Transformer) -> Shallow:
+        """The draft model for a target."""
         with torch.device("meta"):
-            model = Transformer(shallow(target.config, len(self.blocks)))
-        model.blocks, model.norm = self.blocks, self.norm
+            model = Shallow(shallow(target.config, len(self.blocks)))
+        model.blocks, model.norm, model.width = self.blocks, self.norm, self.width
         model.embedding, model.head = target.embedding, target.head
         model.extend_rope(model.config.context)
         return model
@@ -69,7 +80,7 @@ class Lesson:
             raise BenchError(f"draft_model: {options.layers} layers are more than the {target.config.layers} of "
                              f"{target.name}; lower layers")
         self.target, self.law = target.model, law
-        self.options: dict[str, Any] = asdict(options)
+        self.options: dict[str, Any] = {**asdict(options), "blurred": True}
         self.module = Layers(target.model, options.layers)
         self.module.start_from(target.model)
         self.model = self.module.on(target.model)
@@ -92,20 +103,32 @@ class Lesson:
 
     def acceptance(self, batch: Batch) -> Tensor:
         """The run of places where both models draw the same token with the same noise, k at most."""
-        taught = read(self.target, batch).hidden.flatten(0, 1)
-        silent = batch.silent(self.law, 1)
-        parts = zip(*(x.split(CHUNK) for x in (taught, self.own(batch), silent.flatten())), strict=True)
-        k, same = self.options["k"], torch.cat([self.agree(*part) for part in parts]).view_as(batch.tokens)
-        run = same.unfold(1, k, 1).cumprod(-1).sum(-1)  # [B, T - k + 1]
-        whole = batch.followed(k - 1)[:, : run.shape[1]]
-        return tally(run[whole], silent[:, : run.shape[1]][whole])
-
-    def agree(self, taught: Tensor, own: Tensor, silent: Tensor) -> Tensor:
-        """Whether both heads' inputs [R, H] give the same token, by the law or where it is `silent` by arg max."""
-        noise = torch.randint(1 << NOISE_BITS, taught.shape[:1], device=taught.device)
-        logits = [self.target.score(x.to(self.target.head.dtype)) for x in (taught, own)]
-        drawn, best = ([draw(noise, x, law) for x in logits] for law in (self.law, Law()))
-        return torch.where(silent, best[0] == best[1], drawn[0] == drawn[1])
+        return self.accepted(batch, (float(self.module.width),))[0]  # type: ignore[arg-type]
 
     def measure(self, batches: list[Batch]) -> None:
-        """A draft model keeps nothing that is measured."""
+        """The width of the blur that accepts most under the law; none, if that does."""
+        widths = (0.0, *WIDTHS)
+        kept = torch.stack([self.accepted(batch, widths) for batch in batches]).sum(0)[:, 0, 0]
+        self.module.width.fill_(widths[int(kept.argmax())])  # type: ignore[union-attr]
+
+    @torch.no_grad()
+    def accepted(self, batch: Batch, widths: Sequence[float]) -> Tensor:
+        """What `tally` makes of a batch for each of the `widths`, [widths, 2, 2]."""
+        taught, silent = read(self.target, batch).hidden.flatten(0, 1), batch.silent(self.law, 1)
+        parts = zip(*(x.split(CHUNK) for x in (taught, self.own(batch), silent.flatten())), strict=True)
+        same = torch.cat([self.agree(x, y, z, widths) for x, y, z in parts], 1).view(-1, *batch.tokens.shape)
+        k = self.options["k"]
+        run = same.unfold(2, k, 1).cumprod(-1).sum(-1)  # [widths, B, T - k + 1]
+        whole = batch.followed(k - 1)[:, : run.shape[2]]
+        return torch.stack([tally(one[whole], silent[:, : run.shape[2]][whole]) for one in run])
+
+    def agree(self, taught: Tensor, own: Tensor, silent: Tensor, widths: Sequence[float]) -> Tensor:
+        """Whether both heads' inputs [R, H] give the same token, by the law or where it is `silent` by arg max.
+
+        -> [widths, R] bool: the draft's is drawn with each of the `widths`.
+        """
+        noise = torch.randint(1 << NOISE_BITS, taught.shape[:1], device=taught.device)
+        truth, draft = (self.target.score(x.to(self.target.head.dtype)) for x in (taught, own))
+        drawn = draw(noise, truth, self.law, 0.0)
+        return torch.stack([torch.where(silent, truth.argmax(-1) == draft.argmax(-1),
+                                        drawn == draw(noise, draft, self.law, width)) for width in widths])

@@ -1,20 +1,22 @@
 """Speculative decoding with a draft model (Leviathan et al., 2023; Chen et al., 2023): a chain of k drafted tokens."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from baselines.draft_lesson import Layers, Options
+from baselines.draft_lesson import Layers, Options, Shallow
 from bench import drafters, zoo
+from bench.blur import draw
 from bench.cache import Cache
 from bench.errors import BenchError
 from bench.forward import forward_for, prefill
 from bench.loop import Method
 from bench.model import Transformer
-from bench.sampling import draw, pick
+from bench.sampling import pick
 from bench.tree import Tree, chain, chain_parents
 
 
@@ -22,18 +24,24 @@ from bench.tree import Tree, chain, chain_parents
 class Settings:
     """`draft`: a zoo name, or a .safetensors file that `train` wrote; by default the one that comes with the target.
 
-    `verify`: "match" (shared noise, same text) or "reject" (own noise, same distribution).
+    `verify`: "match" (shared noise, same text) or "reject" (own noise, same distribution). `blur`: the width of the
+    blurred pick that `match` drafts with, 0 for none; by default what was measured when the draft was trained.
     """
 
     draft: str = ""
     k: int = 4
     verify: str = "match"
+    blur: float = -1.0
 
     def __post_init__(self):
         if self.k < 1:
             raise BenchError(f"draft_model needs k >= 1, got {self.k}")
         if self.verify not in ("match", "reject"):
             raise BenchError(f"draft_model: verify must be match or reject, got {self.verify!r}")
+        if not self.blur < math.inf:
+            raise BenchError(f"draft_model: blur must be a width such as 0.1, or 0 for none, got {self.blur}")
+        if self.blur > 0 and self.verify == "reject":
+            raise BenchError("draft_model: reject drafts from the law as it is; leave blur out")
 
 
 class DraftModel(Method):
@@ -43,6 +51,7 @@ class DraftModel(Method):
 
     def __init__(self, sequences, law, settings=None, drafter=None):
         super().__init__(sequences, law, settings or Settings(), drafter)
+        self.settings = replace(self.settings, blur=self.measured(drafter))
         s, k = sequences, self.settings.k
         self.verifier = self.settings.verify
         self.rows = (k + 1,)
@@ -76,6 +85,14 @@ class DraftModel(Method):
         layers.start_from(model)
         return layers.to(model.norm.dtype).on(model).requires_grad_(False)
 
+    def measured(self, drafter: Transformer) -> float:
+        """The width of the blur: as asked for, or the draft's own."""
+        if self.settings.verify == "reject" or self.law.temperature == 0:
+            return 0.0
+        if self.settings.blur >= 0:
+            return self.settings.blur
+        return float(drafter.width) if isinstance(drafter, Shallow) and drafter.width is not None else 0.0
+
     @property
     def extra_bytes(self) -> int:
         """The draft's weights, without those that are the target's own, and its cache."""
@@ -102,7 +119,7 @@ class DraftModel(Method):
         for i in range(1, k + 1):
             noise = s.noise.at("target" if self.verifier == "match" else "draft", root[:, None] + i)
             if self.verifier == "match":
-                tokens.append(draw(noise, logits, self.law))
+                tokens.append(draw(noise, logits, self.law, self.settings.blur))
             else:
                 choices = self.law(logits)
                 tokens.append(pick(noise, choices))
@@ -122,6 +139,6 @@ class DraftModel(Method):
 def trained(path: Path, target: Any) -> Transformer:
     """The shallow model in a file that `train` wrote, between the target's embedding and head."""
     found = drafters.load(path, "draft_model", target)
-    layers = Layers(target.model, found.card.options["layers"])
+    layers = Layers(target.model, found.card.options["layers"], found.card.options.get("blurred", False))
     found.into(layers)
     return layers.to(target.model.norm.dtype).on(target.model).requires_grad_(False)

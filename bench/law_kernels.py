@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from bench.blur import Held
 from bench.sampling import CROWD, MASS_BITS, MAX_VOCAB, NOISE_BITS, Landing, Law
 
 CROWDS = 64  # per program of the first launch
@@ -77,10 +78,13 @@ def largest_kernel(logits, tops, looked, vocab, crowds, out, K: tl.constexpr, WI
 
 
 @triton.jit
-def draw_kernel(logits, tops, looked, vocab, crowds, noise, out, margin, TEMPERATURE: tl.constexpr, K: tl.constexpr,
-                WIDTH: tl.constexpr, BLOCK: tl.constexpr, CROWD: tl.constexpr, MASS_BITS: tl.constexpr,
-                NOISE_BITS: tl.constexpr):
-    """The token of each row -> out [rows] int64; its margin [rows] float64 if there is room."""
+def draw_kernel(logits, tops, looked, vocab, crowds, noise, out, sure, blur, TEMPERATURE: tl.constexpr,
+                K: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, CROWD: tl.constexpr,
+                MASS_BITS: tl.constexpr, NOISE_BITS: tl.constexpr):
+    """The token of each row -> out [rows] int64; its margin, or with a blur its share, -> sure [rows] float64 or None.
+
+    `blur`: the width of the bump around u, or None.
+    """
     row = tl.program_id(0).to(tl.int64)
     u = tl.load(noise + row)
     _, value, chosen = looked_at(logits, tops, looked, vocab, crowds, row, K, WIDTH, BLOCK, CROWD)
@@ -93,11 +97,18 @@ def draw_kernel(logits, tops, looked, vocab, crowds, noise, out, margin, TEMPERA
     mass = ((share * (1 << MASS_BITS) + half_even) - half_even).to(tl.int64)
     total, edges = tl.sum(mass, 0), tl.cumsum(mass, 0) << NOISE_BITS
     bar = u * total
-    index = tl.sum((edges <= bar).to(tl.int32), 0)
+    whole, passed = (total << NOISE_BITS).to(tl.float64), edges - bar
+    if blur is None:
+        index = tl.sum((passed <= 0).to(tl.int32), 0)
+        # of all edges those of u's own bin are nearest
+        level = tl.minimum(bar, tl.min(tl.abs(passed), 0)).to(tl.float64) / whole
+    else:
+        upper, lower = passed.to(tl.float64) - 0.5, (passed - (mass << NOISE_BITS)).to(tl.float64) - 0.5
+        held = tl.sigmoid(upper / (whole * blur)) - tl.sigmoid(lower / (whole * blur))
+        index, level = tl.argmax(held, 0), tl.max(held, 0) / tl.sum(held, 0)
     tl.store(out + row, tl.load(looked + row * WIDTH + index // CROWD).to(tl.int64) * CROWD + index % CROWD)
-    if margin is not None:
-        near = tl.minimum(bar, tl.min(tl.abs(edges - bar), 0))  # of all edges those of u's own bin are nearest
-        tl.store(margin + row, near.to(tl.float64) / (total << NOISE_BITS).to(tl.float64))
+    if sure is not None:
+        tl.store(sure + row, level)
 
 
 def serves(law: Law, logits: Tensor) -> bool:
@@ -133,11 +144,20 @@ def land(noise: Tensor, logits: Tensor, law: Law) -> Landing:
     return Landing(draw(noise, logits, law, margin), margin)
 
 
-def draw(noise: Tensor, logits: Tensor, law: Law, margin: Tensor | None = None) -> Tensor:
-    """noise [..] int64, logits [.., vocab] float32 -> ids [..] int64; fills `margin` [..] float64 where it is given."""
+def hold(noise: Tensor, logits: Tensor, law: Law, width: float) -> Held:
+    """noise [..] int64, logits [.., vocab] float32 -> ids of the blurred pick and their shares [..]."""
+    share = torch.empty(noise.shape, dtype=torch.float64, device=logits.device)
+    return Held(draw(noise, logits, law, share, width), share)
+
+
+def draw(noise: Tensor, logits: Tensor, law: Law, sure: Tensor | None = None, blur: float | None = None) -> Tensor:
+    """noise [..] int64, logits [.., vocab] float32 -> ids [..] int64; fills `sure` [..] float64 where it is given:
+
+    with margins, or where there is a `blur`, the width of the bump, with shares.
+    """
     flat = logits.flatten(0, -2).contiguous()
     out = torch.empty(noise.shape, dtype=torch.int64, device=logits.device)
     first, shape = ranked(flat, 1 if law.temperature == 0 else law.top_k)
-    draw_kernel[(len(flat),)](*first, noise.contiguous(), out, margin, law.temperature or 1.0, **shape,
+    draw_kernel[(len(flat),)](*first, noise.contiguous(), out, sure, blur, law.temperature or 1.0, **shape,
                               MASS_BITS=MASS_BITS, NOISE_BITS=NOISE_BITS)
     return out

@@ -1,11 +1,12 @@
 """Measuring a student on held-out texts: its confidence, the runs to expect, and so its budget and its quality."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from bench.blur import WIDTHS
 from bench.model import Transformer
 from bench.packing import Batch
 from bench.reading import read
@@ -26,6 +27,12 @@ class Trials:
     right: Tensor  # [S, slots - known] bool
     silent: Tensor  # [S] bool: at temperature 0
 
+    @staticmethod
+    def joined(trials: Sequence["Trials"]) -> "Trials":
+        """Those of several batches."""
+        return Trials(Draft.joined([one.draft for one in trials], 0), torch.cat([one.right for one in trials]),
+                      torch.cat([one.silent for one in trials]))
+
     def runs(self) -> Tensor:
         """Leading right drafts of every group, [S] int64."""
         return self.right.cumprod(1).sum(1)
@@ -41,20 +48,25 @@ def calibrate(student: Student, target: Transformer, batches: Iterable[Batch], l
     """Fill `student.confidence` for every way of drawing drafts, from `groups` groups on every row.
 
     Temperature 0 is measured on greedy texts alone, the law on all others; a way without any texts stays unmeasured.
+    A blurred pick takes the width that has the longest runs.
     """
-    found = [attempt(student, target, batch, law, groups) for batch in batches]
+    found = [attempt(student, target, batch, law, groups, WIDTHS) for batch in batches]
     for way in ways(student, law):
-        trials = [one[way] for one in found]
-        right = torch.cat([t.right for t in trials])
-        draft = Draft.joined([t.draft for t in trials], 0)
-        if len(right):
-            student.confidence[way].measure(draft, right)  # type: ignore[operator]
+        tried = [Trials.joined(trials) for trials in zip(*(one[way] for one in found), strict=True)]
+        best = max(range(len(tried)), key=lambda one: int(tried[one].runs().sum()))
+        if not len(tried[best].right):
+            continue
+        student.confidence[way].measure(tried[best].draft, tried[best].right)  # type: ignore[operator]
+        if way == "blurred":
+            student.width.fill_(WIDTHS[best])  # type: ignore[union-attr]
 
 
 @torch.no_grad()
-def attempt(student: Student, target: Transformer, batch: Batch, law: Law, groups: int) -> dict[str, Trials]:
+def attempt(student: Student, target: Transformer, batch: Batch, law: Law, groups: int, widths: Sequence[float],
+            ) -> dict[str, list[Trials]]:
     """Draft at random places, noise uniform inside the bins: what decoding would have drafted there. By way of drawing.
 
+    Of a blurred pick there are trials for each of the `widths`; of every other way one alone.
     A group has the law of its place, and only the ways that belong to it are tried there. A sequential student hears
     the text's token before each of its own where decoding gives it the draft's: up to the first wrong draft they are
     the same, and neither a run nor a confidence, which is conditional on all drafts before, asks for more.
@@ -71,6 +83,9 @@ def attempt(student: Student, target: Transformer, batch: Batch, law: Law, group
     for way in ways(student, law):
         here = whole & (completions.silent == (way in student.ways(GREEDY)))  # [B, N]
         noise, tokens = at(drawn.noise, completions.labels)[here], completions.tokens(batch)[here]
-        draft = draw(way, target.score(hidden[here][:, kind.known :]), noise[:, kind.known :], law)
-        found[way] = Trials(draft, draft.tokens == tokens[:, kind.known :], completions.silent[here])
+        logits = target.score(hidden[here][:, kind.known :])
+        drafts = [draw(way, logits, noise[:, kind.known :], law, width) for width in
+                  (widths if way == "blurred" else (0.0,))]
+        found[way] = [Trials(draft, draft.tokens == tokens[:, kind.known :], completions.silent[here])
+                      for draft in drafts]
     return found

@@ -13,7 +13,7 @@ from bench.loop import Method, Seen
 from bench.tree import Tree, chain, chain_parents
 from ptp.adapter import BoundAdapter
 from ptp.budget import Groups, allot, gains, hypotheses
-from ptp.draft import Draft, draw
+from ptp.draft import CHOICE, Draft, draw
 from ptp.kinds import KINDS, ONE_HOT
 from ptp.lesson import trained
 from ptp.noise_embedding import NONE
@@ -28,7 +28,8 @@ class Settings:
 
     Without `kind` it is the student's own; without `weights` the student is the one that comes with the target. `pqd`
     false: drafting and verifying alternate, and a drafting step has one group of full length. `shuffled`: the student
-    hears another noise than the target's, a control that shows whether it listens.
+    hears another noise than the target's, a control that shows whether it listens. `draw`: drafts are the `argmax` of
+    each slot, or a `pick` with the true `u`, or a `blurred` one; by default what was measured to accept more.
     """
 
     kind: str = ""
@@ -37,8 +38,11 @@ class Settings:
     pqd: bool = True
     shuffled: bool = False
     weights: str = ""
+    draw: str = ""
 
     def __post_init__(self):
+        if self.draw not in ("", *CHOICE):
+            raise BenchError(f"ptp: draw must be one of {', '.join(CHOICE)}, got {self.draw!r}")
         if self.kind not in ("", *KINDS):
             raise BenchError(f"ptp: kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
         if self.k < 1:
@@ -58,7 +62,7 @@ class PTP(Method):
         s, o, self.kind = sequences, self.settings, drafter.kind
         self.longest = o.k + self.kind.known  # slots of the longest group of any use
         self.require_fit()
-        self.way = self.best_way()  # once: asking what was measured would wait for the device
+        self.way, self.blur = self.best_way(), drafter.blur  # once: asking what was measured waits for the device
         self.settings = self.settled()
         self.budget = min(o.slots, (o.k + 1) * self.longest)
         self.rows = (1 + o.k + self.budget,) if o.pqd else (1 + self.longest, 1 + o.k)
@@ -98,17 +102,21 @@ class PTP(Method):
             raise BenchError(f"{self.name}: shuffled=true changes nothing where no noise is heard; leave it out")
         if o.kind not in ("", design.kind):
             raise BenchError(f"{self.name}: the student is of kind {design.kind}, not {o.kind}; leave kind out")
+        if o.draw and self.law.temperature and o.draw not in (ways := self.drafter.ways(self.law)):
+            raise BenchError(f"{self.name}: this student was not measured with draw={o.draw}, but with "
+                             f"{', '.join(ways)}; leave draw out")
         if self.longest > design.slots:
             raise BenchError(f"{self.name}: the student was trained for {design.slots} slots, k={o.k} needs "
                              f"{self.longest}; lower k")
 
     def settled(self) -> Any:
         """The settings with the student's own in place of what was left out: what records show."""
-        return replace(self.settings, kind=self.kind.name)
+        settled = replace(self.settings, kind=self.kind.name)
+        return replace(settled, draw=self.way) if self.law.temperature else settled
 
     def best_way(self) -> str:
-        """How drafts are drawn from the student's law."""
-        return self.drafter.best_way(self.law)
+        """How drafts are drawn from the student's law; temperature 0 leaves no choice."""
+        return self.settings.draw if self.settings.draw and self.law.temperature else self.drafter.best_way(self.law)
 
     @property
     def extra_bytes(self) -> int:
@@ -178,10 +186,10 @@ class PTP(Method):
         """
         noise = self.sequences.noise.at("target", positions)
         if self.drafter.readout is None:
-            return draw(self.way, said, noise, self.law)
+            return draw(self.way, said, noise, self.law, self.blur)
         target, before, drafts = self.sequences.target, self.sequences.root_tokens(), []
         for hidden, u in zip(said.split(1, 1), noise.split(1, 1), strict=True):
             logits = target.score(self.drafter.corrected(target, hidden, before))
-            drafts.append(draw(self.way, logits, u, self.law))
+            drafts.append(draw(self.way, logits, u, self.law, self.blur))
             before = drafts[-1].tokens
         return Draft.joined(drafts, 1)

@@ -6,9 +6,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from bench.blur import hold
 from bench.sampling import NOISE_BITS, Law, land
 
-DRAWS = ("argmax", "pick", "greedy")  # greedy: the arg max of a student that was given no noise, for temperature 0
+CHOICE = ("argmax", "pick", "blurred")
+DRAWS = (*CHOICE, "greedy")  # greedy: the arg max of a student that was given no noise, for temperature 0
 
 
 @dataclass
@@ -24,8 +26,13 @@ class Draft:
         return Draft(torch.cat([one.tokens for one in drafts], dim), torch.cat([one.score for one in drafts], dim))
 
 
-def draw(way: str, logits: Tensor, noise: Tensor, law: Law) -> Draft:
-    """Draft tokens from logits [.., k, vocab]; `noise` [.., k]: the tokens' own `u`, which only "pick" reads."""
+def draw(way: str, logits: Tensor, noise: Tensor, law: Law, blur: float = 0.0) -> Draft:
+    """Draft tokens from logits [.., k, vocab]; `noise` [.., k]: the tokens' own `u`, which an arg max does not read.
+
+    `blur`: the width of a blurred pick.
+    """
+    if way == "blurred":
+        return by_blurred_pick(logits, noise, law, blur)
     return by_pick(logits, noise, law) if way == "pick" else by_arg_max(logits)
 
 
@@ -42,3 +49,9 @@ def by_pick(logits: Tensor, noise: Tensor, law: Law) -> Draft:
     """
     landing = land(noise, logits, replace(law, top_p=1.0))
     return Draft(landing.ids, landing.margin.clamp(min=2.0**-NOISE_BITS).log().float())
+
+
+def by_blurred_pick(logits: Tensor, noise: Tensor, law: Law, width: float) -> Draft:
+    """The token whose bin holds most of a bump around `u`; its score is the log-odds of its share of it."""
+    held = hold(noise, logits, replace(law, top_p=1.0), width)
+    return Draft(held.ids, held.share.logit(eps=1e-6).float())

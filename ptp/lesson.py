@@ -60,7 +60,8 @@ class Options:
     def design(self, informed: bool) -> Design:
         """What the student is made of."""
         noise = NoiseDesign(self.front, self.head, self.thresholds, self.width)
-        return Design(self.kind, self.slots, self.rank, informed, noise, self.sequential, self.sequential_width)
+        return Design(self.kind, self.slots, self.rank, informed, noise, self.sequential, self.sequential_width,
+                      blurred=True)
 
 
 class Lesson:
@@ -113,8 +114,8 @@ class Lesson:
 
     def acceptance(self, batch: Batch) -> Tensor:
         """The leading run of right drafts at random places, drawn in the way that was measured as the best."""
-        found = attempt(self.module, self.model, batch, self.law, HELD_OUT_GROUPS)
-        best = [found[way] for way in dict.fromkeys(self.module.best_way(law) for law in (self.law, GREEDY))]
+        found = attempt(self.module, self.model, batch, self.law, HELD_OUT_GROUPS, (self.module.blur,))
+        best = [found[way][0] for way in dict.fromkeys(self.module.best_way(law) for law in (self.law, GREEDY))]
         return tally(torch.cat([trials.runs() for trials in best]), torch.cat([trials.silent for trials in best]))
 
     def measure(self, batches: list[Batch]) -> None:

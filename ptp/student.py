@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bench.blur import WIDTHS
 from bench.config import Config
 from bench.errors import BenchError
 from bench.model import Transformer
@@ -29,18 +30,22 @@ class Design:
     noise: NoiseDesign = field(default_factory=NoiseDesign)
     sequential: bool = False  # drafts are drawn one after the other (see `ptp.sequential`)
     sequential_width: int = 512  # hidden layer of its readout
+    blurred: bool = False  # the width of a blurred pick was measured (see `bench.blur`)
 
     def __post_init__(self):
         if self.kind not in KINDS:
             raise BenchError(f"a student's kind is one of {', '.join(KINDS)}, got {self.kind!r}")
 
     def stored(self) -> dict[str, Any]:
-        """As a card has it. It tells of the readout only where there is one: older cards stay equal to new ones."""
-        return {key: value for key, value in asdict(self).items() if self.sequential or "sequential" not in key}
+        """As a card has it. It tells only of what is there: older cards stay equal to new ones."""
+        absent = [name for name in ("sequential", "blurred") if not getattr(self, name)]
+        return {key: value for key, value in asdict(self).items() if not key.startswith(tuple(absent))}
 
 
 class Student(nn.Module):
     """Everything that training changes; the target stays as it is."""
+
+    width: Tensor | None
 
     def __init__(self, design: Design, config: Config, scale: float = 1.0):
         """`scale`: root mean square of the target's token embeddings."""
@@ -49,7 +54,9 @@ class Student(nn.Module):
         self.kind: Kind = KINDS[design.kind]
         self.embedding = NoiseEmbedding(design.noise, config.hidden, scale)
         self.adapter = GatedAdapter(config, design.rank)
-        self.confidence = nn.ModuleDict({way: Confidence(design.slots, self.kind.known) for way in DRAWS})
+        known = [way for way in DRAWS if design.blurred or way != "blurred"]
+        self.confidence = nn.ModuleDict({way: Confidence(design.slots, self.kind.known) for way in known})
+        self.register_buffer("width", torch.tensor(WIDTHS[0]) if design.blurred else None)  # measured, not trained
         self.readout = SequentialReadout(config.hidden, design.sequential_width) if design.sequential else None
 
     def embed(self, noise: Tensor) -> Tensor:
@@ -61,13 +68,18 @@ class Student(nn.Module):
         return hidden if self.readout is None else self.readout(hidden, target.embed(before))
 
     def ways(self, law: Law) -> tuple[str, ...]:
-        """How its drafts may be drawn (see `ptp.draft`). The control has a choice."""
+        """How its drafts may be drawn (see `ptp.draft`). The control has every choice."""
         if law.temperature == 0:
             return ("greedy",)
-        if not self.design.informed:
-            return ("argmax", "pick")
-        return ("argmax",) if self.kind.known else ("pick",)
+        own = ("argmax",) if self.kind.known else ("pick",)
+        plain = own if self.design.informed else ("argmax", "pick")
+        return (*plain, "blurred") if self.design.blurred else plain
 
     def best_way(self, law: Law) -> str:
         """The way that was measured to accept most; of equals the first."""
         return max(self.ways(law), key=lambda way: float(self.confidence[way].runs[-1]))  # type: ignore[index]
+
+    @property
+    def blur(self) -> float:
+        """The width of its blurred pick, 0 where none was measured. Waits for the device."""
+        return 0.0 if self.width is None else float(self.width)

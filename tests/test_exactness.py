@@ -85,10 +85,10 @@ def test_the_registry_was_searched():
     assert {"autoregressive", "prompt_lookup", "draft_model"} <= set(tiny.matching()) <= set(METHODS)
 
 
-@pytest.mark.parametrize(("k", "amount"), [(1, 0.15), (2, 0.0), (5, 2.0)])
-def test_other_lengths_and_qualities_of_drafts(k, amount, truth):
+@pytest.mark.parametrize(("k", "amount", "blur"), [(1, 0.15, 0), (2, 0.0, 0), (5, 2.0, 0), (3, 0.15, 0.2)])
+def test_other_lengths_and_qualities_of_drafts(k, amount, blur, truth):
     drafter = tiny.perturbed(TARGET, amount)
-    make = partial(DraftModel, settings=Settings(draft="-", k=k), drafter=drafter)
+    make = partial(DraftModel, settings=Settings(draft="-", k=k, blur=blur), drafter=drafter)
     texts = tiny.decode(make, TARGET, tiny.LAWS["top-k"], WORK["top-k"][1][:4], LIMIT)
     assert [text.tokens for text in texts] == truth["top-k"][8:24]
 

@@ -15,7 +15,7 @@ SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 # The engine from the ground up: a module imports its own layer and those before it, and nothing else of ours.
 ENGINE = (
     {"errors", "config", "product"},
-    {"tree", "sampling", "kernels", "law_kernels", "many_kernels"},
+    {"tree", "sampling", "blur", "kernels", "law_kernels", "many_kernels"},
     {"noise", "cache", "graphs", "timing"},
     {"model", "verify"},
     {"forward", "fused", "many", "sequences"},

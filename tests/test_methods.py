@@ -46,9 +46,9 @@ def test_records_show_what_the_trained_part_decided():
     settings = RunSettings(target="tiny", methods=asked, temperature=1.0, device="cpu", dtype="float32")
     rig = Team(settings, target, context=64).rig(1)
     shown = {label: settled(rig.team.entries[label], decoder).options for label, decoder in rig.decoders.items()}
-    own = {"k": 2, "slots": 4, "pqd": True, "shuffled": False, "weights": ""}
+    own = {"k": 2, "slots": 4, "pqd": True, "shuffled": False, "weights": "", "draw": "argmax"}
     assert shown["ptp:k=2:slots=4"] == {"kind": "o", **own}
-    assert shown["independent:kind=c:k=2:slots=4"] == {"kind": "c", **own, "draw": "argmax"}
+    assert shown["independent:kind=c:k=2:slots=4"] == {"kind": "c", **own}
     assert shown["prompt_lookup:k=2"] == {"k": 2, "ngram": 3}
 
 

@@ -15,7 +15,6 @@ import torch
 from baselines.draft_model import DraftModel
 from baselines.draft_model import Settings as DraftSettings
 from baselines.independent import Independent
-from baselines.independent import Settings as IndependentSettings
 from baselines.medusa import Heads, Medusa
 from baselines.medusa import Settings as MedusaSettings
 from baselines.prompt_lookup import PromptLookup
@@ -164,7 +163,7 @@ ORACLES: dict[str, tuple[tiny.Make, int]] = {  # name: (a perfect version of the
     "medusa": (partial(Medusa, settings=MedusaSettings(rows=5), drafter=perfect_heads(4)), 4),
     "prompt_lookup": (partial(PromptLookup, settings=LookupSettings(k=6)), 6),
     "ptp": (partial(PerfectPTP, settings=PTPSettings(k=4, slots=5), drafter=tiny.random_student(CYCLE)), 4),
-    "independent": (partial(PerfectIndependent, settings=IndependentSettings(k=4, slots=5),
+    "independent": (partial(PerfectIndependent, settings=PTPSettings(k=4, slots=5),
                             drafter=tiny.random_student(CYCLE, informed=False)), 4),
 }
 

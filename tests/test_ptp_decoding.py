@@ -10,7 +10,6 @@ import tiny
 import torch
 
 from baselines.independent import Independent
-from baselines.independent import Settings as IndependentSettings
 from bench.errors import BenchError
 from bench.noise import NoiseKey
 from bench.sampling import Law, pick
@@ -46,8 +45,9 @@ class HalfGood(Knowing):
 
 
 def maker(method=PTP, drafter=None, **options):
-    settings = (IndependentSettings if method is Independent else Settings)(**options)
-    drafter = drafter or tiny.random_student(TARGET, settings.kind or "o", informed=method is not Independent)
+    settings = Settings(**options)
+    drafter = drafter or tiny.random_student(TARGET, settings.kind or "o", informed=method is not Independent,
+                                             blurred=settings.draw == "blurred")
     return partial(method, settings=settings, drafter=drafter)
 
 
@@ -111,7 +111,7 @@ def test_other_budgets_and_ways_to_draft(method, name, truth):
     assert (telling > 0) == (name != "o, one slot")
 
 
-@pytest.mark.parametrize("draw", ["argmax", "pick"])
+@pytest.mark.parametrize("draw", ["argmax", "pick", "blurred"])
 @pytest.mark.parametrize("kind", ["o", "c"])
 def test_the_control_is_exact_too(draw, kind, truth):
     make = maker(Independent, kind=kind, draw=draw, k=3, slots=9)
@@ -182,12 +182,12 @@ def test_misfits_are_refused():
     with pytest.raises(BenchError, match="trained for 8 slots"):
         PTP(sequences, Law(), Settings(k=8), tiny.random_student(TARGET))
     with pytest.raises(BenchError, match="belongs to ptp"):
-        Independent(sequences, Law(), IndependentSettings(k=3), tiny.random_student(TARGET))
+        Independent(sequences, Law(), Settings(k=3), tiny.random_student(TARGET))
     for method, law in ((PTP, Law()), (Independent, Law(1.0))):
         with pytest.raises(BenchError, match="shuffled=true changes nothing"):
             maker(method, k=3, shuffled=True)(sequences, law)
     with pytest.raises(BenchError, match="draw must be"):
-        IndependentSettings(draw="best")
+        Settings(draw="best")
 
 
 def test_noise_changes_drafts_but_never_the_text():
@@ -207,8 +207,8 @@ def test_noise_changes_drafts_but_never_the_text():
 def test_what_is_left_out_is_settled_by_the_student(method):
     sequences = tiny.decoder_of(tiny.registered("autoregressive", TARGET), TARGET, Law(), 1).sequences
     student = tiny.random_student(TARGET, "c", informed=method is PTP)
-    settings = method(sequences, Law(1.0), method.Settings(k=3), student).settings
-    assert settings == replace(method.Settings(k=3), kind="c", **({} if method is PTP else {"draw": "argmax"}))
+    settings = method(sequences, Law(1.0), Settings(k=3), student).settings
+    assert settings == Settings(k=3, kind="c", draw="pick" if method is PTP else "argmax")
 
 
 def test_the_control_draws_as_it_was_measured_to_do_best():
@@ -217,10 +217,24 @@ def test_the_control_draws_as_it_was_measured_to_do_best():
     for best, worse in (("pick", "argmax"), ("argmax", "pick")):
         student.confidence[best].runs[-1], student.confidence[worse].runs[-1] = 2.5, 2.0
         for asked, way in (("", best), (worse, worse)):
-            made = Independent(sequences, Law(1.0), IndependentSettings(k=3, draw=asked), student)
+            made = Independent(sequences, Law(1.0), Settings(k=3, draw=asked), student)
             assert (made.way, made.settings.draw) == (way, way)
             assert made.confidence is student.confidence[way]
-    assert Independent(sequences, Law(), IndependentSettings(k=3), student).confidence is student.confidence["greedy"]
+    assert Independent(sequences, Law(), Settings(k=3), student).confidence is student.confidence["greedy"]
+
+
+def test_a_blurred_pick_is_drawn_where_it_was_measured():
+    sequences = tiny.decoder_of(tiny.registered("autoregressive", TARGET), TARGET, Law(), 1).sequences
+    for method, other in ((PTP, "argmax"), (Independent, "pick")):
+        plain, student = (tiny.random_student(TARGET, informed=method is PTP, blurred=b) for b in (False, True))
+        with pytest.raises(BenchError, match=r"not measured with draw=blurred, but with argmax.*leave draw out"):
+            method(sequences, Law(1.0), Settings(k=3, draw="blurred"), plain)
+        student.width.fill_(0.25)
+        for better, worse in ((other, "blurred"), ("blurred", other)):
+            student.confidence[better].runs[-1], student.confidence[worse].runs[-1] = 2.5, 2.0
+            made = method(sequences, Law(1.0), Settings(k=3), student)
+            assert (made.way, made.settings.draw, made.blur) == (better, better, 0.25)
+        assert method(sequences, Law(), Settings(k=3, draw="blurred"), student).way == "greedy"
 
 
 def test_greedy_drafts_have_a_confidence_of_their_own():

@@ -109,7 +109,7 @@ def test_token_rows_never_see_the_adapter(adapter):
 def test_a_student_comes_back_from_its_card(method, informed, sequential, tmp_path):
     target = zoo.load("tiny")
     design = Design("c", slots=9, rank=2, informed=informed, noise=NoiseDesign(head="mlp", width=8),
-                    sequential=sequential, sequential_width=300)  # large enough to be stored as int8
+                    sequential=sequential, sequential_width=300, blurred=sequential)  # large enough for int8
     made = Student(design, target.config)
     made.confidence["pick"].slope.fill_(0.7)
     card = Card(method.name, {"design": design.stored()}, "tiny", identity(target), "", Law(0.7), 1, 1.0, 1.0, 1.0)
@@ -118,7 +118,8 @@ def test_a_student_comes_back_from_its_card(method, informed, sequential, tmp_pa
     settings = method.Settings(weights=str(tmp_path / "x.safetensors"))
     again = method.load(settings, target)
     assert again.design == (made.design if sequential else replace(made.design, sequential_width=512))
-    assert (again.readout is not None) == sequential == ("sequential" in design.stored())
+    assert (again.readout is not None) == sequential
+    assert all((name in design.stored()) == sequential for name in ("sequential", "sequential_width", "blurred"))
     assert all(torch.equal(again.state_dict()[name], value) for name, value in made.state_dict().items())
     other = Independent if method is PTP else PTP
     with pytest.raises(BenchError, match=f"trained for {method.name}"):

@@ -236,7 +236,7 @@ def test_what_is_measured_is_what_drafting_one_by_one_gives(name, law):
                 text = pack.tokens[row, whole].tolist()
                 u = torch.cat([noise[row, whole], noise.new_full((known,), NONE)])  # one-hot ones look no farther
                 tokens, scores = by_hand(student, COINS, pack.tokens[row, : start + 1], text[0], u,
-                                         partial(draw, way, law=law))
+                                         partial(draw, way, law=law, blur=student.blur))
                 drafts.append(scores)
                 right.append([a == b for a, b in zip(tokens, text[1:], strict=True)])
         expected = Confidence(slots, known)

@@ -1,12 +1,14 @@
 """Completions and losses against slow, obvious versions: every text alone, every completion alone, sums written out."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import tiny
 import torch
 
 import ptp.completions
+from bench.blur import WIDTHS, Held
 from bench.cache import Cache
 from bench.forward import PlainForward, prefill
 from bench.losses import distil, of_tokens
@@ -51,7 +53,7 @@ def texts_of(pack):
 
 def student(kind="o", informed=True):
     torch.manual_seed(1)
-    made = Student(Design(kind, SLOTS, rank=3, informed=informed), tiny.CONFIG).double()
+    made = Student(Design(kind, SLOTS, rank=3, informed=informed, blurred=True), tiny.CONFIG).double()
     for parameter in made.adapter.parameters():
         parameter.data = torch.randn_like(parameter) / 4
     return made
@@ -290,14 +292,37 @@ def test_calibration_counts_what_drafting_gets_right(kind, informed, law):
     calibrate(one, MODEL, map(Batch.whole, texts), law, groups=9)
     for way in one.ways(law):
         torch.manual_seed(3)
-        runs = [run for text in texts for run in runs_by_hand(one, Batch.whole(text), law, way)]
+        guessed = partial(GUESSES[way], width=one.blur)
+        runs = [run for text in texts for run in runs_by_hand(one, Batch.whole(text), law, guessed)]
         assert len(runs) > 30
         expected = [sum(min(run, max(j - one.kind.known, 0)) for run in runs) / len(runs) for j in range(SLOTS + 1)]
         assert one.confidence[way].runs.tolist() == pytest.approx(expected)
         assert expected[-1] > 0
 
 
-def runs_by_hand(one, pack, law, way):
+@pytest.mark.parametrize("informed", [True, False])
+def test_the_width_of_the_longest_runs_is_kept(informed):
+    one, text, law, mean = student("c", informed), sampled(MODEL, 6, 14, 1, Law(1.0)), Law(1.0), {}
+    for width in WIDTHS:
+        torch.manual_seed(3)
+        runs = list(runs_by_hand(one, Batch.whole(text), law, partial(GUESSES["blurred"], width=width)))
+        mean[width] = sum(runs) / len(runs)
+    torch.manual_seed(3)
+    calibrate(one, MODEL, [Batch.whole(text)], law, groups=9)
+    assert one.blur == pytest.approx(max(mean, key=mean.get))
+    assert float(one.confidence["blurred"].runs[-1]) == pytest.approx(max(mean.values()))
+    assert min(mean.values()) < max(mean.values())
+
+
+GUESSES = {  # a token by each way of drawing: noise, logits, law, width
+    "argmax": lambda u, logits, law, width: logits.argmax(),
+    "greedy": lambda u, logits, law, width: logits.argmax(),
+    "pick": lambda u, logits, law, width: pick(u, law(logits)),
+    "blurred": lambda u, logits, law, width: Held.of(u, law(logits), width).ids,
+}
+
+
+def runs_by_hand(one, pack, law, guessed):
     """Leading right drafts of every whole group, with the random numbers that calibration drew."""
     drawn, starts = explain(MODEL, read(MODEL, pack), law), random_starts(pack, 9)
     for row, some in enumerate(starts.tolist()):
@@ -308,7 +333,7 @@ def runs_by_hand(one, pack, law, way):
             run, wrong = 0, False
             for j in range(one.kind.known, SLOTS):
                 label = start + one.kind.ahead + j
-                guess = pick(drawn.noise[row, label], law(logits[j])) if way == "pick" else logits[j].argmax()
+                guess = guessed(drawn.noise[row, label], logits[j], law)
                 wrong = wrong or bool(guess != pack.tokens[row, label])
                 run += not wrong
             yield run

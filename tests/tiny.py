@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from baselines.draft_model import Settings as DraftSettings
-from baselines.independent import Settings as IndependentSettings
 from baselines.medusa import Heads
 from baselines.medusa import Settings as MedusaSettings
 from baselines.prompt_lookup import Settings as LookupSettings
@@ -186,10 +185,11 @@ def random_heads(model: Transformer, heads: int = 3, ranks: int = 4) -> Heads:
 
 
 def random_student(model: Transformer, kind: str = "o", slots: int = 8, informed: bool = True,
-                   sequential: bool = False) -> Student:
+                   sequential: bool = False, blurred: bool = False) -> Student:
     """A student of PTP that has learned nothing, with confidences that differ from place to place."""
     torch.manual_seed(0)
-    made = Student(Design(kind, slots, 3, informed, sequential=sequential, sequential_width=8), model.config)
+    made = Student(Design(kind, slots, 3, informed, sequential=sequential, sequential_width=8, blurred=blurred),
+                   model.config)
     made.adapter.double()
     for parameter in made.adapter.parameters():
         parameter.data = torch.randn_like(parameter) / 1.5
@@ -205,7 +205,7 @@ TRAINED = {
     "draft_model": Trained(DraftSettings(draft="perturbed", k=3), partial(perturbed, amount=0.15)),
     "medusa": Trained(MedusaSettings(rows=12), random_heads),
     "ptp": Trained(PTPSettings(k=5, slots=18), random_student),
-    "independent": Trained(IndependentSettings(k=5, slots=18), partial(random_student, informed=False)),
+    "independent": Trained(PTPSettings(k=5, slots=18), partial(random_student, informed=False)),
 }
 SETTINGS = {"prompt_lookup": LookupSettings(k=5, ngram=2)}  # where the defaults are too large for tiny texts
 

@@ -1,8 +1,14 @@
-"""The fused draw equals the plain one of `law(logits)`, bit for bit: ties, both zeros, ends of u and of bins."""
+"""The fused draw equals the plain one of `law(logits)`, bit for bit: ties, both zeros, ends of u and of bins.
+
+So does the fused blurred pick, but for the share: a device rounds its exponentials as it likes.
+"""
+
+import random
 
 import torch
 
 from bench import law_kernels
+from bench.blur import Held
 from bench.sampling import NOISE_BITS, Landing, Law, best, pick
 from ptp.bins import Bins
 
@@ -34,9 +40,14 @@ def check(noise, logits, law):
     expected, landing = Landing.of(noise, law(logits)), law_kernels.land(noise, logits, law)
     assert torch.equal(landing.ids, expected.ids), (law, noise, expected, landing)
     assert torch.equal(landing.margin, expected.margin), (law, noise, expected, landing)
+    width = 2.0 ** -random.choice((40, 4, 0))
+    held, found = Held.of(noise, law(logits), width), law_kernels.hold(noise, logits, law, width)
+    assert torch.equal(found.ids, held.ids), (law, noise, width, held, found)
+    assert torch.allclose(found.share, held.share, rtol=1e-12, atol=1e-15), (law, noise, width, held, found)
 
 
 torch.manual_seed(0)
+random.seed(0)
 for law in LAWS:
     for vocab in (1100, 1024, 3000, 40):
         logits = some_logits(vocab)
