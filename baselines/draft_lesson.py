@@ -43,7 +43,7 @@ class Layers(nn.Module):
 
     width: Tensor | None
 
-    def __init__(self, target: Transformer, layers: int, blurred: bool = True):
+    def __init__(self, target: Transformer, layers: int, blurred: bool = False):
         super().__init__()
         config = shallow(target.config, layers)
         self.blocks = nn.ModuleList(Block(config) for _ in range(layers))
@@ -81,7 +81,7 @@ class Lesson:
                              f"{target.name}; lower layers")
         self.target, self.law = target.model, law
         self.options: dict[str, Any] = {**asdict(options), "blurred": True}
-        self.module = Layers(target.model, options.layers)
+        self.module = Layers(target.model, options.layers, blurred=True)
         self.module.start_from(target.model)
         self.model = self.module.on(target.model)
 

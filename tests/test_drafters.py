@@ -21,6 +21,7 @@ from bench.drafters import SCALE, Card, digest, identity, load, quantised, resto
 from bench.errors import BenchError
 from bench.record import read
 from bench.sampling import Law
+from bench.sequences import Sequences
 
 TARGET = zoo.load("tiny")
 CARD = Card("medusa", {"heads": 2}, "tiny", "tiny", "0" * 64, Law(0.7, 50), 10, 0.5, 1.5, 1.4)
@@ -176,12 +177,32 @@ def test_list_shows_what_ships(packaged, tmp_path, capsys):
     assert "small medusa 1.40 tokens per step on held-out text (T=0.7, top-k 50), 1.62 greedy; 10 steps" in text
 
 
+@pytest.mark.parametrize(("options", "message"), [({"blur": float("nan")}, "such as 0.1"),
+                                                  ({"blur": 0.1, "verify": "reject"}, "leave blur out")])
+def test_a_blur_that_makes_no_sense(options, message):
+    with pytest.raises(BenchError, match=message):
+        DraftSettings(**options)
+
+
 def test_a_shallow_draft_model_that_ships(packaged, tmp_path):
     layers = Layers(TARGET.model, 1)
     layers.start_from(TARGET.model)
     save(tmp_path / "small" / "draft_model.safetensors", layers, replace(
         CARD, method="draft_model", options={"layers": 1, "k": 4}, checksum=identity(packaged)))
     assert len(DraftModel.load(DraftSettings(), packaged).blocks) == 1
+    sequences = Sequences(packaged.model, 1, 32, widest=8)
+    for stored, asked, verify, expected in ((None, -1, "match", 0), (0.25, -1, "match", 0.25), (0.25, 0, "match", 0),
+                                            (None, 0.5, "match", 0.5), (0.25, -1, "reject", 0)):
+        layers = Layers(packaged.model, 1, blurred=stored is not None)
+        options = {"layers": 1, "k": 4} | ({} if stored is None else {"blurred": True})
+        if stored is not None:
+            layers.width.fill_(stored)
+        save(tmp_path / "small" / "draft_model.safetensors", layers, replace(
+            CARD, method="draft_model", options=options, checksum=identity(packaged)))
+        settings = DraftSettings(blur=asked, verify=verify)
+        made = DraftModel(sequences, Law(0.7), settings, DraftModel.load(settings, packaged))
+        assert made.settings.blur == expected
+        assert DraftModel(sequences, Law(), settings, made.drafter).settings.blur == 0
     with pytest.raises(BenchError, match="draft_model:draft=FILE"):
         DraftModel.load(DraftSettings(), replace(packaged, name="another"))
     assert len(DraftModel.load(DraftSettings(), zoo.load("tiny:layers=9")).blocks) == 3  # random: its own, untrained

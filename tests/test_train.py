@@ -10,7 +10,9 @@ import torch
 from rich.console import Console
 from test_packing import texts
 
+from baselines.draft_lesson import Layers
 from bench import programs, zoo
+from bench.blur import WIDTHS
 from bench.drafters import Card, round_trip, save
 from bench.errors import BenchError
 from bench.methods import lesson
@@ -171,6 +173,22 @@ def test_a_draft_of_all_layers_is_its_target():
     assert torch.equal(accepted[:, 0], 4 * accepted[:, 1])
     assert (accepted > 0).all()
     assert one.loss(batch).abs() < 1e-4
+
+
+def test_a_draft_keeps_the_blur_that_accepts_most(own):
+    """Of a shallow draft, and none of one that is its target; a card without it is of an older draft."""
+    batch = Reader([replace(text, answer=0) for text in own], 2, 64, 0).at(0)
+    for layers, blurred in ((1, True), (2, False)):
+        one: Any = lesson(f"draft_model:layers={layers}:k=3", TINY, Law(1.5))
+        torch.manual_seed(0)
+        kept = one.accepted(batch, (0.0, *WIDTHS))[:, 0, 0].tolist()
+        torch.manual_seed(0)
+        one.measure([batch])
+        best = max(range(len(kept)), key=kept.__getitem__)
+        assert float(one.module.width) == pytest.approx((0.0, *WIDTHS)[best])
+        assert (best > 0) == blurred
+        assert one.options["blurred"]
+    assert "width" not in Layers(TINY.model, 1).state_dict()
 
 
 def test_heads_are_scored_at_the_right_tokens():
