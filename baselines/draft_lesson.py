@@ -1,7 +1,7 @@
 """Training of a shallow draft model: some of the target's layers, distilled; embedding and head stay the target's."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from bench.model import Block, Transformer, shallow
 from bench.packing import PADDING, Batch
 from bench.reading import read
 from bench.sampling import NOISE_BITS, Law
+from bench.shortlist import SIZE, Head, Shortlist, option
 from bench.trainer import tally
 from bench.zoo import Target
 
@@ -22,10 +23,14 @@ CHUNK = 1024  # places whose logits, of both models, exist at the same time
 
 @dataclass(frozen=True)
 class Options:
-    """`layers` of the draft; `k` drafts are what the held-out acceptance is measured for."""
+    """`layers` of the draft; `k` drafts are what the held-out acceptance is measured for.
+
+    `shortlist`: so many ids, the most frequent, may be drafted; 0: all.
+    """
 
     layers: int = 3
     k: int = 4
+    shortlist: int = SIZE
 
     def __post_init__(self):
         if self.layers < 1 or self.k < 1:
@@ -39,16 +44,17 @@ class Shallow(Transformer):
 
 
 class Layers(nn.Module):
-    """What is stored: layers and final norm, which are trained, and the width of the blur, which is measured."""
+    """Stored: layers and final norm, which are trained, the blur, which is measured, and what may be drafted."""
 
     width: Tensor | None
 
-    def __init__(self, target: Transformer, layers: int, blurred: bool = False):
+    def __init__(self, target: Transformer, layers: int, blurred: bool = False, shortlist: int = 0):
         super().__init__()
         config = shallow(target.config, layers)
         self.blocks = nn.ModuleList(Block(config) for _ in range(layers))
         self.norm = nn.Parameter(torch.ones(config.hidden))
         self.register_buffer("width", torch.zeros(()) if blurred else None)
+        self.shortlist = Shortlist(shortlist)
         self.to(target.norm.device)
 
     def start_from(self, target: Transformer) -> None:
@@ -80,8 +86,9 @@ class Lesson:
             raise BenchError(f"draft_model: {options.layers} layers are more than the {target.config.layers} of "
                              f"{target.name}; lower layers")
         self.target, self.law = target.model, law
-        self.options: dict[str, Any] = {**asdict(options), "blurred": True}
-        self.module = Layers(target.model, options.layers, blurred=True)
+        listed = option(options.shortlist, target.config.vocab)
+        self.options: dict[str, Any] = {"layers": options.layers, "k": options.k, "blurred": True, **listed}
+        self.module = Layers(target.model, options.layers, blurred=True, **listed)
         self.module.start_from(target.model)
         self.model = self.module.on(target.model)
 
@@ -116,19 +123,22 @@ class Lesson:
         """What `tally` makes of a batch for each of the `widths`, [widths, 2, 2]."""
         taught, silent = read(self.target, batch).hidden.flatten(0, 1), batch.silent(self.law, 1)
         parts = zip(*(x.split(CHUNK) for x in (taught, self.own(batch), silent.flatten())), strict=True)
-        same = torch.cat([self.agree(x, y, z, widths) for x, y, z in parts], 1).view(-1, *batch.tokens.shape)
+        heads = Head(self.target.head), self.module.shortlist.head(self.target)
+        same = torch.cat([self.agree(heads, x, y, z, widths) for x, y, z in parts], 1).view(-1, *batch.tokens.shape)
         k = self.options["k"]
         run = same.unfold(2, k, 1).cumprod(-1).sum(-1)  # [widths, B, T - k + 1]
         whole = batch.followed(k - 1)[:, : run.shape[2]]
         return torch.stack([tally(one[whole], silent[:, : run.shape[2]][whole]) for one in run])
 
-    def agree(self, taught: Tensor, own: Tensor, silent: Tensor, widths: Sequence[float]) -> Tensor:
+    def agree(self, heads: tuple[Head, Head], taught: Tensor, own: Tensor, silent: Tensor, widths: Sequence[float],
+              ) -> Tensor:
         """Whether both heads' inputs [R, H] give the same token, by the law or where it is `silent` by arg max.
 
         -> [widths, R] bool: the draft's is drawn with each of the `widths`.
         """
         noise = torch.randint(1 << NOISE_BITS, taught.shape[:1], device=taught.device)
-        truth, draft = (self.target.score(x.to(self.target.head.dtype)) for x in (taught, own))
-        drawn = draw(noise, truth, self.law, 0.0)
-        return torch.stack([torch.where(silent, truth.argmax(-1) == draft.argmax(-1),
-                                        drawn == draw(noise, draft, self.law, width)) for width in widths])
+        truth, draft = (head.score(x.to(head.weight.dtype)) for head, x in zip(heads, (taught, own), strict=True))
+        named, drawn = heads[1].named, draw(noise, truth, self.law, 0.0)
+        same = truth.argmax(-1) == named(draft.argmax(-1))
+        return torch.stack([torch.where(silent, same, drawn == named(draw(noise, draft, self.law, width)))
+                            for width in widths])

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from baselines.draft_lesson import Layers, Options, Shallow
 from bench import drafters, zoo
@@ -16,7 +16,8 @@ from bench.errors import BenchError
 from bench.forward import forward_for, prefill
 from bench.loop import Method
 from bench.model import Transformer
-from bench.sampling import pick
+from bench.sampling import Choices, pick
+from bench.shortlist import Head
 from bench.tree import Tree, chain, chain_parents
 
 
@@ -58,6 +59,7 @@ class DraftModel(Method):
         self.cache = Cache(drafter.config, s.batch, s.cache.capacity, drafter.norm)
         drafter.extend_rope(s.cache.capacity)
         self.forward = forward_for(drafter, self.cache)
+        self.head = Head(drafter.head, drafter.listed)
         self.chains = {rows: chain(rows, s.batch, s.device) for rows in (1, 2, k + 1)}
         self.parents = {rows: chain_parents(rows, s.batch, s.device) for rows in (1, 2, k + 1)}
 
@@ -114,14 +116,16 @@ class DraftModel(Method):
         s, k, root = self.sequences, self.settings.k, self.sequences.root
         base = (root - 1).clamp(min=0)
         pair = s.tokens.gather(1, base[:, None] + torch.arange(2, device=s.device))
-        logits = self.run(pair, base).gather(1, (root - base)[:, None, None].expand(-1, 1, self.drafter.config.vocab))
+        logits = self.run(pair, base)
+        logits = logits.gather(1, (root - base)[:, None, None].expand(-1, 1, logits.shape[2]))
         tokens, masses = [s.root_tokens()], []
         for i in range(1, k + 1):
             noise = s.noise.at("target" if self.verifier == "match" else "draft", root[:, None] + i)
             if self.verifier == "match":
-                tokens.append(draw(noise, logits, self.law, self.settings.blur))
+                tokens.append(self.head.named(draw(noise, logits, self.law, self.settings.blur)))
             else:
-                choices = self.law(logits)
+                rows = self.law(logits)
+                choices = Choices(self.head.named(rows.ids), rows.mass)
                 tokens.append(pick(noise, choices))
                 masses.append(choices.dense(self.drafter.config.vocab))
             if i < k:
@@ -130,15 +134,20 @@ class DraftModel(Method):
                     draft_mass=torch.cat(masses, 1) if masses else None)
 
     def run(self, tokens: Tensor, base: Tensor) -> Tensor:
-        """The draft's logits after a short chain of tokens: [B, rows] at `base` [B] -> [B, rows, vocab]."""
+        """The draft's logits after a short chain of tokens: [B, rows] at `base` [B] -> [B, rows, rows of its head]."""
         rows = tokens.shape[1]
         tree = Tree(tokens, self.parents[rows], depth=rows - 1, is_chain=True, structure=self.chains[rows])
         return self.forward(tree, base, None, ()).logits
 
 
 def trained(path: Path, target: Any) -> Transformer:
-    """The shallow model in a file that `train` wrote, between the target's embedding and head."""
+    """The shallow model in a file that `train` wrote, between the target's embedding and what it drafts of its head."""
     found = drafters.load(path, "draft_model", target)
-    layers = Layers(target.model, found.card.options["layers"], found.card.options.get("blurred", False))
+    shape = {name: value for name, value in found.card.options.items() if name != "k"}
+    layers = Layers(target.model, **shape)
     found.into(layers)
-    return layers.to(target.model.norm.dtype).on(target.model).requires_grad_(False)
+    model = layers.to(target.model.norm.dtype).on(target.model)
+    head = layers.shortlist.head(target.model)
+    if head.ids is not None:
+        model.head, model.listed = nn.Parameter(head.weight), head.ids
+    return model.requires_grad_(False)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bench import drafters
 from bench.errors import BenchError
 from bench.loop import Method, Seen
-from bench.model import Transformer
+from bench.shortlist import Head, Shortlist
 from bench.tree import Structure, Tree
 
 RANKS = 16  # candidates of a head that a tree may use
@@ -44,12 +44,13 @@ class Heads(nn.Module):
 
     accuracy: Tensor
 
-    def __init__(self, hidden: int, heads: int, ranks: int = RANKS):
+    def __init__(self, hidden: int, heads: int, ranks: int = RANKS, shortlist: int = 0):
         super().__init__()
         self.matrices = nn.ParameterList(nn.Parameter(torch.zeros(hidden, hidden)) for _ in range(heads))
         self.biases = nn.ParameterList(nn.Parameter(torch.zeros(hidden)) for _ in range(heads))
         # chance that a head's candidate of each rank is right; until it is measured, halved from rank to rank
         self.register_buffer("accuracy", 0.5 ** (torch.arange(ranks) + 1.0).repeat(heads, 1))
+        self.shortlist = Shortlist(shortlist)
 
     def forward(self, hidden: Tensor, head: int) -> Tensor:
         """[.., H] -> [.., H]: what goes into the output matrix."""
@@ -100,6 +101,7 @@ class Medusa(Method):
         s = sequences
         self.verifier = self.settings.accept
         self.taps = (s.target.config.layers,)
+        self.head = drafter.shortlist.head(s.target)
         self.choices = tree = choose(drafter.accuracy.tolist(), self.settings.rows)
         self.rows = (count := len(tree.parents),)
         source = [(depth - 1) * drafter.accuracy.shape[1] + rank
@@ -129,8 +131,8 @@ class Medusa(Method):
 
     @property
     def extra_bytes(self) -> int:
-        """The heads' weights."""
-        return sum(p.numel() * p.element_size() for p in self.drafter.parameters())
+        """The heads' weights, and the target's rows that they have a copy of."""
+        return sum(p.numel() * p.element_size() for p in self.drafter.parameters()) + self.head.bytes
 
     def start(self) -> None:
         """No hidden state has been seen yet."""
@@ -150,13 +152,13 @@ class Medusa(Method):
         """The hidden state of the last kept row goes through all heads."""
         (hidden,), last = seen.result.taps, seen.outcome.last
         hidden = hidden[torch.arange(len(last), device=last.device), last]
-        best = candidates(self.sequences.target, self.drafter, hidden)
+        best = candidates(self.head, self.drafter, hidden)
         self.drafts.copy_(best.flatten(1)[:, self.source])
         self.ready.fill_(True)
 
 
-def candidates(model: Transformer, heads: Heads, hidden: Tensor) -> Tensor:
+def candidates(output: Head, heads: Heads, hidden: Tensor) -> Tensor:
     """Every head's likeliest tokens, best first: hidden [R, H] -> [R, heads, ranks] int64."""
     count, ranks = heads.accuracy.shape
     inner = torch.stack([heads(hidden, head) for head in range(count)], 1)
-    return model.score(inner).topk(ranks, -1).indices
+    return output.named(output.score(inner).topk(ranks, -1).indices)

@@ -1,7 +1,7 @@
 """Training of Medusa-1 heads (arXiv 2401.10774, section 2.2.1): cross-entropy, the target stays frozen."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from bench.losses import distil, of_tokens
 from bench.packing import Batch
 from bench.reading import read
 from bench.sampling import Law
+from bench.shortlist import SIZE, option
 from bench.trainer import tally
 from bench.zoo import Target
 
@@ -22,9 +23,10 @@ DECAY = 0.8  # weight of every head's loss relative to the head before it, as in
 
 @dataclass(frozen=True)
 class Options:
-    """`heads`: how many tokens ahead."""
+    """`heads`: how many tokens ahead; `shortlist`: so many ids, the most frequent, may be drafted, 0: all."""
 
     heads: int = 4
+    shortlist: int = SIZE
 
     def __post_init__(self):
         if self.heads < 1:
@@ -40,7 +42,9 @@ class Lesson:
     def __init__(self, target: Target, law: Law, options: Any):
         """Heads learn what the texts say next, of sampled and of greedy ones alike; they hear of no law."""
         self.model, self.law = target.model, law
-        self.options: dict[str, Any] = asdict(options) | {"ranks": min(RANKS, target.config.vocab)}
+        listed = option(options.shortlist, target.config.vocab)
+        ranks = min(RANKS, listed.get("shortlist", target.config.vocab))
+        self.options: dict[str, Any] = {"heads": options.heads, "ranks": ranks, **listed}
         self.module = Heads(target.config.hidden, **self.options).to(target.model.norm.device)
 
     def loss(self, batch: Batch) -> Tensor:
@@ -81,5 +85,6 @@ class Lesson:
         places = self.places(batch)
         hidden = read(self.model, batch).hidden[places]
         labels = torch.stack([batch.later(head + 2)[places] for head in range(self.options["heads"])], 1)
+        head = self.module.shortlist.head(self.model)
         for inner, wanted in zip(hidden.split(CHUNK), labels.split(CHUNK), strict=True):
-            yield candidates(self.model, self.module, inner) == wanted[..., None]
+            yield candidates(head, self.module, inner) == wanted[..., None]

@@ -55,9 +55,12 @@ def identity(target: Target) -> str:
 
 
 def quantised(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What the file holds: large matrices as int8 with one float32 scale per row, all else as float32."""
+    """In the file: large matrices as int8 with one float32 scale per row, ids as integers, all else as float32."""
     stored = {}
     for name, value in weights.items():
+        if not value.is_floating_point():
+            stored[name] = value.to("cpu", torch.uint16 if int(value.max()) < 1 << 16 else torch.int32)
+            continue
         value = value.detach().float().cpu()
         if value.dim() != 2 or value.numel() < SMALL:
             stored[name] = value.contiguous()
@@ -69,7 +72,7 @@ def quantised(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def restored(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Float32 weights from what `quantised` gave."""
+    """Float32 weights, and ids, from what `quantised` gave."""
     names = [name for name in stored if not name.endswith(SCALE)]
     return {name: stored[name].float() * stored[name + SCALE] if name + SCALE in stored else stored[name]
             for name in names}
@@ -100,7 +103,7 @@ class Drafter:
 
     name: str
     card: Card
-    weights: dict[str, Tensor]  # float32
+    weights: dict[str, Tensor]  # float32; ids are integers
 
     def into(self, module: nn.Module) -> nn.Module:
         """Load the weights, every one of them and no other, and freeze."""

@@ -15,6 +15,7 @@ from bench.errors import INTERRUPTED, BenchError
 from bench.memory import memory_limits
 from bench.methods import lesson
 from bench.packing import Reader
+from bench.shortlist import coverage, enlist
 from bench.suite import DTYPES, best_dtype, find_device
 from bench.terminal import console
 from bench.texts import Corpus
@@ -109,6 +110,7 @@ class Job:
         """BenchError for options that make no sense, or for a start of another kind."""
         torch.manual_seed(args.seed)
         pupil = lesson(text, target, corpus.law)
+        enlist(pupil.module, corpus.seen)
         start = begun(pupil, args.start, text.partition(":")[0], target) if args.start else None
         return Job(args, text, directory, target, corpus, start, pupil)
 
@@ -138,7 +140,7 @@ class Job:
         args, corpus, way = self.args, self.corpus, SAMPLED if self.corpus.law.temperature else GREEDY
         notes = {"asked": self.text, "rows": args.rows, "length": args.length, "rate": trainer.rate, "seed": args.seed,
                  "greedy": round(corpus.greedy, 4), "accepted": accepted, "stored": stored, "curve": trainer.curve,
-                 "start": self.start.sha256 if self.start else ""}
+                 "start": self.start.sha256 if self.start else "", **coverage(self.pupil.module, corpus.held_out)}
         before, minutes = (self.start.steps, self.start.minutes) if self.start else (0, 0.0)
         return Card(self.method, self.pupil.options, self.target.name, identity(self.target), corpus.digest, corpus.law,
                     before + trainer.step, round(minutes + trainer.seconds / 60, 2), round(accepted[way], 4),

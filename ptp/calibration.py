@@ -79,12 +79,12 @@ def attempt(student: Student, target: Transformer, batch: Batch, law: Law, group
     embedded = student.embed(completions.noise).to(reading.hidden.dtype)
     hidden = complete(target, student.adapter, reading, completions, embedded)
     hidden = student.corrected(target, hidden, completions.before(batch))
-    found = {}
+    head, found = student.shortlist.head(target), {}
     for way in ways(student, law):
         here = whole & (completions.silent == (way in student.ways(GREEDY)))  # [B, N]
         noise, tokens = at(drawn.noise, completions.labels)[here], completions.tokens(batch)[here]
-        logits = target.score(hidden[here][:, kind.known :])
-        drafts = [draw(way, logits, noise[:, kind.known :], law, width) for width in
+        logits = head.score(hidden[here][:, kind.known :])
+        drafts = [draw(way, logits, noise[:, kind.known :], law, width).named(head) for width in
                   (widths if way == "blurred" else (0.0,))]
         found[way] = [Trials(draft, draft.tokens == tokens[:, kind.known :], completions.silent[here])
                       for draft in drafts]

@@ -67,6 +67,7 @@ class PTP(Method):
         self.budget = min(o.slots, (o.k + 1) * self.longest)
         self.rows = (1 + o.k + self.budget,) if o.pqd else (1 + self.longest, 1 + o.k)
         self.adapter: BoundAdapter = BoundAdapter(drafter.adapter, s.target)
+        self.head = drafter.shortlist.head(s.target)
         self.confidence = drafter.confidence[self.way]
         self.gain = torch.tensor(gains(self.confidence.runs[: self.longest + 1].tolist()), device=s.device)
         self.inputs = s.target.norm.new_zeros(s.batch, s.cache.capacity, s.target.config.hidden)  # of every position
@@ -120,9 +121,9 @@ class PTP(Method):
 
     @property
     def extra_bytes(self) -> int:
-        """The student's weights, its inputs, and the merged matrices where the forward uses them."""
+        """The student's weights, its inputs and its head, and the merged matrices where the forward uses them."""
         tensors = [*self.drafter.parameters(), self.inputs]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors) + self.adapter.bytes
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors) + self.adapter.bytes + self.head.bytes
 
     def start(self) -> None:
         """Nothing is drafted before the first step. What slots will hear is known from here on: it is embedded once."""
@@ -189,7 +190,7 @@ class PTP(Method):
             return draw(self.way, said, noise, self.law, self.blur)
         target, before, drafts = self.sequences.target, self.sequences.root_tokens(), []
         for hidden, u in zip(said.split(1, 1), noise.split(1, 1), strict=True):
-            logits = target.score(self.drafter.corrected(target, hidden, before))
-            drafts.append(draw(self.way, logits, u, self.law, self.blur))
+            logits = self.head.score(self.drafter.corrected(target, hidden, before))
+            drafts.append(draw(self.way, logits, u, self.law, self.blur).named(self.head))
             before = drafts[-1].tokens
         return Draft.joined(drafts, 1)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from bench.blur import hold
 from bench.sampling import NOISE_BITS, Law, land
+from bench.shortlist import Head
 
 CHOICE = ("argmax", "pick", "blurred")
 DRAWS = (*CHOICE, "greedy")  # greedy: the arg max of a student that was given no noise, for temperature 0
@@ -19,6 +20,10 @@ class Draft:
 
     tokens: Tensor  # [.., k] int64
     score: Tensor  # [.., k] float32
+
+    def named(self, head: Head) -> "Draft":
+        """The ids that rows of a drafter's head stand for."""
+        return Draft(head.named(self.tokens), self.score)
 
     @staticmethod
     def joined(drafts: Sequence["Draft"], dim: int) -> "Draft":

@@ -13,6 +13,7 @@ from bench.losses import Divergence, Goals, distil, either, of_law, of_tokens
 from bench.packing import Batch
 from bench.reading import Reading, read
 from bench.sampling import Law
+from bench.shortlist import SIZE, option
 from bench.trainer import tally
 from bench.zoo import Target
 from ptp.bins import Drawn
@@ -32,7 +33,7 @@ class Options:
     `thresholds`: of front=thresholds; in the small world 1024 of them, with head=linear, taught more than digits did.
     `teacher` false: the texts are all there is to learn from, and noise is read off the student's own laws (C-PTP).
     `reverse`: C-PTP minimises KL(student || teacher). `sequential`: drafts are drawn one after the other, by a readout
-    with a hidden layer of `sequential_width`.
+    with a hidden layer of `sequential_width`, and only the `shortlist` most frequent ids; 0: all.
     """
 
     kind: str = "o"
@@ -48,6 +49,7 @@ class Options:
     reverse: bool = False
     sequential: bool = False
     sequential_width: int = 512
+    shortlist: int = SIZE
 
     def __post_init__(self):
         if min(self.slots, self.rank, self.thresholds, self.groups, self.sequential_width) < 1 or self.beta <= 0:
@@ -57,11 +59,11 @@ class Options:
         if self.reverse and not self.teacher:
             raise BenchError("ptp: reverse=true needs a teacher's law; leave teacher=false out")
 
-    def design(self, informed: bool) -> Design:
+    def design(self, informed: bool, vocab: int) -> Design:
         """What the student is made of."""
         noise = NoiseDesign(self.front, self.head, self.thresholds, self.width)
         return Design(self.kind, self.slots, self.rank, informed, noise, self.sequential, self.sequential_width,
-                      blurred=True)
+                      blurred=True, **option(self.shortlist if self.sequential else 0, vocab))
 
 
 class Lesson:
@@ -79,7 +81,7 @@ class Lesson:
         """`law`: of the texts that are not greedy, and of decoding."""
         self.model, self.law, self.shape = target.model, law, options
         self.divergence = Divergence(law.temperature or 1.0, options.reverse)
-        design = options.design(self.informed)
+        design = options.design(self.informed, target.config.vocab)
         self.options: dict[str, Any] = {"design": design.stored()}
         scale = float(target.model.embedding.float().square().mean().sqrt())
         self.module = Student(design, target.config, scale).to(target.model.norm.device)

@@ -11,6 +11,7 @@ from bench.config import Config
 from bench.errors import BenchError
 from bench.model import Transformer
 from bench.sampling import Law
+from bench.shortlist import Shortlist
 from ptp.adapter import GatedAdapter
 from ptp.confidence import Confidence
 from ptp.draft import DRAWS
@@ -30,6 +31,7 @@ class Design:
     noise: NoiseDesign = field(default_factory=NoiseDesign)
     sequential: bool = False  # drafts are drawn one after the other (see `ptp.sequential`)
     sequential_width: int = 512  # hidden layer of its readout
+    shortlist: int = 0  # how many ids it may draft, one after the other; 0: all
     blurred: bool = False  # the width of a blurred pick was measured (see `bench.blur`)
 
     def __post_init__(self):
@@ -38,7 +40,7 @@ class Design:
 
     def stored(self) -> dict[str, Any]:
         """As a card has it. It tells only of what is there: older cards stay equal to new ones."""
-        absent = [name for name in ("sequential", "blurred") if not getattr(self, name)]
+        absent = [name for name in ("sequential", "shortlist", "blurred") if not getattr(self, name)]
         return {key: value for key, value in asdict(self).items() if not key.startswith(tuple(absent))}
 
 
@@ -58,6 +60,7 @@ class Student(nn.Module):
         self.confidence = nn.ModuleDict({way: Confidence(design.slots, self.kind.known) for way in known})
         self.register_buffer("width", torch.tensor(WIDTHS[0]) if design.blurred else None)  # measured, not trained
         self.readout = SequentialReadout(config.hidden, design.sequential_width) if design.sequential else None
+        self.shortlist = Shortlist(design.shortlist)
 
     def embed(self, noise: Tensor) -> Tensor:
         """Inputs of slots: `noise` [..] int64 -> [.., hidden]. The control hears nothing."""

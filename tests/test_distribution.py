@@ -50,11 +50,11 @@ def one_step(target, numbers):
     return reject(Trial(tree, logits, at_root[:, 0], tiny.exact, noise))
 
 
-def joint_law(target, k):
+def joint_law(target, k, step=one_step):
     """Counts of three tokens, what a step keeps continued by the target's own law, and sums of the evidence."""
     table, counts, evidence = np.array(target), np.zeros((VOCAB,) * 3, dtype=np.int64), np.zeros(3)
     for numbers in every_number(k):
-        outcome = one_step(target, numbers)
+        outcome = step(target, numbers)
         kept, tokens = outcome.accepted.numpy() + 1, outcome.tokens.numpy()
         for length in range(1, k + 2):
             seen = np.zeros((VOCAB,) * length, dtype=np.int64)

@@ -12,6 +12,7 @@ from baselines.medusa import ChoiceTree, Heads, Medusa, Settings, candidates, ch
 from bench import zoo
 from bench.errors import BenchError
 from bench.sampling import Law
+from bench.shortlist import Head
 from bench.verify import TYPICAL_DELTA, TYPICAL_EPSILON
 
 TARGET = tiny.transformer(seed=1)
@@ -40,7 +41,7 @@ def test_the_tree_is_the_best_of_its_size(rows, seed):
 
 def test_candidates_are_the_heads_best():
     heads, hidden = tiny.random_heads(TARGET), torch.randn(5, 16, dtype=torch.float64)
-    best = candidates(TARGET, heads, hidden)
+    best = candidates(Head(TARGET.head), heads, hidden)
     assert best.shape == (5, 3, 4)
     for head in range(3):
         logits = TARGET.score(heads(hidden, head))

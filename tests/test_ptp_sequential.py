@@ -10,6 +10,8 @@ import pytest
 import tiny
 import torch
 
+import bench.model
+import bench.shortlist
 from baselines.independent import Independent
 from bench.cache import Cache
 from bench.errors import BenchError
@@ -140,8 +142,9 @@ def test_a_student_that_needs_only_the_token_before_is_perfect(kind, k, law):
 
 
 def test_slots_are_scored_only_where_they_are_drafted_from(monkeypatch):
-    rows, score = [], TARGET.score
-    monkeypatch.setattr(TARGET, "score", lambda hidden: rows.append(hidden.shape[1]) or score(hidden))
+    rows, scores = [], bench.model.scores
+    for module in (bench.model, bench.shortlist):
+        monkeypatch.setattr(module, "scores", lambda x, head: rows.append(x.shape[1]) or scores(x, head))
     make = partial(PTP, settings=Settings(k=3, slots=9), drafter=tiny.random_student(TARGET, sequential=True))
     text, = tiny.decode(make, TARGET, Law(), tiny.groups(1, 1, 1), 6)
     assert rows == [4, 1, 1, 1] * (len(rows) // 4)
