@@ -55,11 +55,11 @@ def identity(target: Target) -> str:
 
 
 def quantised(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """In the file: large matrices as int8 with one float32 scale per row, ids as integers, all else as float32."""
+    """What the file holds: large matrices as int8 with one float32 scale per row, all else as float32."""
     stored = {}
     for name, value in weights.items():
-        if not value.is_floating_point():
-            stored[name] = value.to("cpu", torch.uint16 if int(value.max()) < 1 << 16 else torch.int32)
+        if not value.is_floating_point():  # ids
+            stored[name] = value.cpu().to(torch.uint16 if int(value.max()) < 1 << 16 else torch.int32)
             continue
         value = value.detach().float().cpu()
         if value.dim() != 2 or value.numel() < SMALL:
@@ -72,7 +72,7 @@ def quantised(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def restored(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Float32 weights, and ids, from what `quantised` gave."""
+    """Float32 weights from what `quantised` gave."""
     names = [name for name in stored if not name.endswith(SCALE)]
     return {name: stored[name].float() * stored[name + SCALE] if name + SCALE in stored else stored[name]
             for name in names}
