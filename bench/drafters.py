@@ -1,4 +1,4 @@
-"""Trained drafters on disk: matrices as int8 rows with scales, and a card, in one safetensors file.
+"""Trained drafters on disk: large matrices in 4 bits, and a card, in one safetensors file.
 
 Those of packaged models come with this package: `zoo/drafters/TARGET/METHOD.safetensors`.
 """
@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from bench.errors import BenchError
 from bench.layout import in_words
+from bench.quantisation import pack, unpack
 from bench.sampling import Law
 from bench.zoo import PACKAGED, Target
 
 SHIPPED = Path(__file__).parent / "zoo" / "drafters"
-SCALE = ".scale"  # suffix of a matrix' scales
+SCALE = ".scale"  # suffix of the scales of a matrix
 SMALL = 4096  # matrices of fewer elements stay as they are
 
 
@@ -55,7 +56,7 @@ def identity(target: Target) -> str:
 
 
 def quantised(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What the file holds: large matrices as int8 with one float32 scale per row, all else as float32."""
+    """What the file holds: large matrices as `pack` makes them, all else as float32."""
     stored = {}
     for name, value in weights.items():
         if not value.is_floating_point():  # ids
@@ -64,17 +65,15 @@ def quantised(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         value = value.detach().float().cpu()
         if value.dim() != 2 or value.numel() < SMALL:
             stored[name] = value.contiguous()
-            continue
-        scale = (value.abs().amax(1, keepdim=True) / 127).clamp(min=torch.finfo(torch.float32).tiny)
-        stored[name] = (value / scale).round().to(torch.int8)
-        stored[name + SCALE] = scale
+        else:
+            stored[name], stored[name + SCALE] = pack(value)
     return stored
 
 
 def restored(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Float32 weights from what `quantised` gave."""
     names = [name for name in stored if not name.endswith(SCALE)]
-    return {name: stored[name].float() * stored[name + SCALE] if name + SCALE in stored else stored[name]
+    return {name: unpack(stored[name], stored[name + SCALE]) if name + SCALE in stored else stored[name]
             for name in names}
 
 
@@ -161,5 +160,5 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     whole = hashlib.sha256()
     for name, value in sorted(tensors.items()):
         whole.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-        whole.update(value.contiguous().numpy().tobytes())
+        whole.update(value.contiguous().flatten().view(torch.uint8).numpy().tobytes())  # NumPy has no bfloat16
     return whole.hexdigest()

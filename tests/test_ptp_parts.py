@@ -109,7 +109,7 @@ def test_token_rows_never_see_the_adapter(adapter):
 def test_a_student_comes_back_from_its_card(method, informed, sequential, tmp_path):
     target = zoo.load("tiny")
     design = Design("c", slots=9, rank=2, informed=informed, noise=NoiseDesign(head="mlp", width=8),
-                    sequential=sequential, sequential_width=300, blurred=sequential)  # large enough for int8
+                    sequential=sequential, sequential_width=300, blurred=sequential)  # large enough to be quantised
     made = Student(design, target.config)
     made.confidence["pick"].slope.fill_(0.7)
     card = Card(method.name, {"design": design.stored()}, "tiny", identity(target), "", Law(0.7), 1, 1.0, 1.0, 1.0)
