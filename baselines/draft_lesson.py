@@ -56,13 +56,16 @@ class Layers(nn.Module):
         self.register_buffer("width", torch.zeros(()) if blurred else None)
         self.shortlist = Shortlist(shortlist)
         self.to(target.norm.device)
+        depth = len(target.blocks)
+        copied = [target.blocks[round(i * (depth - 1) / max(layers - 1, 1))] for i in range(layers)]
+        # the target's own weights, by our names: see `bench.drafters.origin`
+        self.origin = {"norm": target.norm} | {f"blocks.{i}.{name}": weight for i, block in enumerate(copied)
+                                               for name, weight in block.state_dict().items()}
 
-    def start_from(self, target: Transformer) -> None:
-        """Copy layers that lie evenly between the first and the last one."""
-        count, depth = len(self.blocks), len(target.blocks)
-        for i, block in enumerate(self.blocks):
-            block.load_state_dict(target.blocks[round(i * (depth - 1) / max(count - 1, 1))].state_dict())
-        self.norm.data.copy_(target.norm)
+    def begin(self) -> None:
+        """Copy layers of the target that lie evenly between the first and the last one."""
+        for name, weight in self.named_parameters():
+            weight.data.copy_(self.origin[name])
 
     def on(self, target: Transformer) -> Shallow:
         """The draft model for a target."""
@@ -89,7 +92,7 @@ class Lesson:
         listed = option(options.shortlist, target.config.vocab)
         self.options: dict[str, Any] = {"layers": options.layers, "k": options.k, "blurred": True, **listed}
         self.module = Layers(target.model, options.layers, blurred=True, **listed)
-        self.module.start_from(target.model)
+        self.module.begin()
         self.model = self.module.on(target.model)
 
     def loss(self, batch: Batch) -> Tensor:

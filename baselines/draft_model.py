@@ -84,7 +84,7 @@ class DraftModel(Method):
             zoo.require_same_vocabulary(target, draft)
             return draft.model
         layers = Layers(model, min(Options().layers, model.config.layers // 2 or 1))
-        layers.start_from(model)
+        layers.begin()
         return layers.to(model.norm.dtype).on(model).requires_grad_(False)
 
     def measured(self, drafter: Transformer) -> float:

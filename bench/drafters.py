@@ -6,7 +6,7 @@ Those of packaged models come with this package: `zoo/drafters/TARGET/METHOD.saf
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ class Card:
     acceptance: float  # tokens per step on held-out text, by teacher forcing
     stored: float  # the same after quantisation
     sha256: str = ""  # of all tensors in the file
+    relative: bool = False  # to the `origin` of the module
     notes: dict[str, Any] = field(default_factory=dict)
 
     def remark(self, law: Law) -> str:
@@ -55,18 +56,19 @@ def identity(target: Target) -> str:
     return target.checksum or target.name
 
 
-def quantised(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What the file holds: large matrices as `pack` makes them, all else as float32."""
+def quantised(weights: Mapping[str, Tensor], fine: tuple[str, ...] = ()) -> dict[str, Tensor]:
+    """Large matrices as `pack` makes them, all else as it is, ids in few bits; `weights` on the CPU.
+
+    `fine`: how the names of those begin that 4 bits are too few for.
+    """
     stored = {}
     for name, value in weights.items():
         if not value.is_floating_point():  # ids
-            stored[name] = value.cpu().to(torch.uint16 if int(value.max()) < 1 << 16 else torch.int32)
-            continue
-        value = value.detach().float().cpu()
-        if value.dim() != 2 or value.numel() < SMALL:
+            stored[name] = value.to(torch.uint16 if int(value.max()) < 1 << 16 else torch.int32)
+        elif value.dim() != 2 or value.numel() < SMALL:
             stored[name] = value.contiguous()
         else:
-            stored[name], stored[name + SCALE] = pack(value)
+            stored[name], stored[name + SCALE] = pack(value, name.startswith(fine))
     return stored
 
 
@@ -77,15 +79,36 @@ def restored(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
             for name in names}
 
 
+def origin(module: nn.Module) -> dict[str, Tensor]:
+    """The target's weights that a module begins as a copy of, by its own names.
+
+    Training changes them little. Of matrices the change is stored, for which a few bits do.
+    """
+    return getattr(module, "origin", {})
+
+
+def plus(weights: Mapping[str, Tensor], others: Mapping[str, Tensor], times: int) -> dict[str, Tensor]:
+    """Weights on the CPU, float32 but for ids; to matrices those `others` that bear their names added `times` times."""
+    weights = {name: value.detach().cpu() for name, value in weights.items()}
+    weights = {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
+    return {name: value + times * others[name].float().cpu() if value.dim() == 2 and name in others else value
+            for name, value in weights.items()}
+
+
+def packed(module: nn.Module) -> dict[str, Tensor]:
+    """What the file of a module holds; the module may say what is to be `fine`."""
+    return quantised(plus(module.state_dict(), origin(module), -1), getattr(module, "fine", ()))
+
+
 def round_trip(module: nn.Module) -> None:
     """Make a module what it will be when it comes back from disk."""
-    module.load_state_dict(restored(quantised(module.state_dict())))
+    module.load_state_dict(plus(restored(packed(module)), origin(module), 1))
 
 
 def save(path: Path, module: nn.Module, card: Card) -> Card:
     """Write a module in one go; the card with its hash."""
-    tensors = quantised(module.state_dict())
-    card = Card(**{**vars(card), "sha256": digest(tensors)})
+    tensors = packed(module)
+    card = replace(card, sha256=digest(tensors), relative=bool(origin(module)))
     fresh = path.with_name(f".{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,12 +125,13 @@ class Drafter:
 
     name: str
     card: Card
-    weights: dict[str, Tensor]  # float32; ids are integers
+    weights: dict[str, Tensor]  # float32, but for ids; of a `relative` one what training has added
 
     def into(self, module: nn.Module) -> nn.Module:
         """Load the weights, every one of them and no other, and freeze."""
         try:
-            module.load_state_dict(self.weights)
+            added = origin(module) if self.card.relative else {}
+            module.load_state_dict(plus(self.weights, added, 1))
         except RuntimeError as error:
             raise BenchError(f"{self.name}: {str(error).splitlines()[-1].strip()}") from None
         return module.requires_grad_(False)

@@ -1,6 +1,7 @@
 """Matrices in 4 bits: every 32 numbers share a scale, and each of them is one of 16 levels.
 
-Or in 8 bits, a scale per row: matrices of odd width, which two numbers to a byte do not fit, and older files.
+Or in 8 bits, a scale per row: matrices for which 4 do not do, those of odd width, which two numbers to a byte do not
+fit, and those in older files.
 """
 
 import torch
@@ -16,11 +17,12 @@ BORDERS = (LEVELS[1:] + LEVELS[:-1]) / 2
 SHARES = torch.linspace(0.7, 1.1, 17)
 
 
-def pack(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """[out, in] float32 -> (codes [out, in / 2] uint8, scales [groups] bfloat16); [out, in] int8, [out, 1] float32 if
-    `in` is odd.
+def pack(matrix: Tensor, fine: bool = False) -> tuple[Tensor, Tensor]:
+    """[out, in] float32 -> (codes [out, in / 2] uint8, scales [groups] bfloat16).
+
+    With 8 bits, if it is to be `fine` or `in` is odd: (codes [out, in] int8, scales [out, 1] float32).
     """
-    if matrix.shape[1] % 2:
+    if fine or matrix.shape[1] % 2:
         scales = (matrix.abs().amax(1, keepdim=True) / 127).clamp(min=torch.finfo(torch.float32).tiny)
         return (matrix / scales).round().to(torch.int8), scales
     numbers = matrix.flatten()

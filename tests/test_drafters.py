@@ -199,9 +199,46 @@ def test_a_blur_that_makes_no_sense(options, message):
         DraftSettings(**options)
 
 
+@pytest.fixture
+def layers():
+    """A shallow draft model that was trained a little."""
+    made, random = Layers(TARGET.model, 2), torch.Generator().manual_seed(0)
+    made.begin()
+    for weight in made.parameters():
+        weight.data += 0.1 * weight.std() * torch.randn(weight.shape, generator=random)
+    return made
+
+
+def test_of_layers_that_began_as_the_targets_only_the_change_is_quantised(layers, tmp_path):
+    trained = {name: value.clone() for name, value in layers.state_dict().items()}
+    card = save(tmp_path / "x", layers, replace(CARD, method="draft_model"))
+    assert card.relative
+    back = load(tmp_path / "x", "draft_model", TARGET).into(Layers(TARGET.model, 2)).state_dict()
+    for name, value in trained.items():
+        if name + SCALE in quantised(trained):
+            error, change = (back[name] - value).norm(), (value - layers.origin[name]).norm()
+            assert 0.06 < error / change < 0.09
+            assert error < 0.01 * value.norm()
+        else:
+            assert torch.allclose(back[name], value, atol=1e-6)
+    round_trip(layers)
+    assert all(torch.equal(back[name], value) for name, value in layers.state_dict().items())
+    assert save(tmp_path / "y", layers, card).sha256 == card.sha256
+
+
+def test_whole_layers_still_load(layers, tmp_path):
+    """Older files hold the weights, not the change."""
+    tensors = {name: value.clone() for name, value in layers.state_dict().items()}
+    about = asdict(replace(CARD, method="draft_model", sha256=digest(tensors)))
+    del about["relative"]
+    save_file(tensors, tmp_path / "x", metadata={"card": json.dumps(about)})
+    back = load(tmp_path / "x", "draft_model", TARGET).into(Layers(TARGET.model, 2)).state_dict()
+    assert all(torch.equal(back[name], value) for name, value in tensors.items())
+
+
 def test_a_shallow_draft_model_that_ships(packaged, tmp_path):
     layers = Layers(TARGET.model, 1)
-    layers.start_from(TARGET.model)
+    layers.begin()
     save(tmp_path / "small" / "draft_model.safetensors", layers, replace(
         CARD, method="draft_model", options={"layers": 1, "k": 4}, checksum=identity(packaged)))
     assert len(DraftModel.load(DraftSettings(), packaged).blocks) == 1

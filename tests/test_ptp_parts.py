@@ -8,7 +8,7 @@ import torch
 
 from baselines.independent import Independent
 from bench import zoo
-from bench.drafters import Card, identity, round_trip, save
+from bench.drafters import SCALE, Card, identity, packed, round_trip, save
 from bench.errors import BenchError
 from bench.sampling import NOISE_BITS, Law
 from ptp.adapter import BoundAdapter, GatedAdapter, matrix_shapes
@@ -124,6 +124,13 @@ def test_a_student_comes_back_from_its_card(method, informed, sequential, tmp_pa
     other = Independent if method is PTP else PTP
     with pytest.raises(BenchError, match=f"trained for {method.name}"):
         other.load(settings, target)
+
+
+def test_the_readout_is_stored_in_more_bits_than_the_rest():
+    made = Student(Design(rank=64, sequential=True), zoo.load("tiny").config)
+    kinds = {name: value.dtype for name, value in packed(made).items() if name + SCALE in packed(made)}
+    assert {name for name, kind in kinds.items() if kind == torch.int8} == {"readout.narrow", "readout.widen"}
+    assert torch.uint8 in kinds.values()
 
 
 @pytest.mark.parametrize("method", [PTP, Independent])

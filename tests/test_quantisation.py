@@ -100,9 +100,11 @@ def test_no_size_is_too_small_or_too_large(size):
     assert lost(size * torch.randn(8, 64, generator=torch.Generator().manual_seed(3))) < 0.08
 
 
-def test_a_matrix_of_odd_width_keeps_8_bits():
-    matrix = normal(64, 97)
-    codes, scales = pack(matrix)
-    assert (codes.dtype, codes.shape, scales.shape) == (torch.int8, (64, 97), (64, 1))
-    assert ((kept(matrix) - matrix).abs() <= 0.501 * matrix.abs().amax(1, keepdim=True) / 127).all()
-    assert not kept(torch.zeros(3, 5)).any()
+@pytest.mark.parametrize(("width", "fine"), [(97, False), (96, True)])
+def test_fine_matrices_and_those_of_odd_width_keep_8_bits(width, fine):
+    matrix = normal(64, width)
+    codes, scales = pack(matrix, fine)
+    back = unpack(codes, scales)
+    assert (codes.dtype, codes.shape, scales.shape) == (torch.int8, (64, width), (64, 1))
+    assert ((back - matrix).abs() <= 0.501 * matrix.abs().amax(1, keepdim=True) / 127).all()
+    assert not unpack(*pack(torch.zeros(3, width), fine)).any()
