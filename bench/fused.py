@@ -20,6 +20,7 @@ MAX_GROUPS = 1 << 16  # attention groups of one launch
 
 SMALL = 1 << 23  # weights below this size are bound by latency, larger ones by bandwidth
 ATTENDED = 1 << 14  # elements of the keys of one attention program
+WALKED = 1 << 12  # of those that it holds at a time, if heads are wide
 QUERIES = 16  # of an attention program; 16 and 32 are summed in the same order, more are not
 
 
@@ -192,17 +193,20 @@ class Product:
             self.bias, residual, gain, out, scaled, out_squares, self.tokens, rows, eps, N=columns, K=inner,
             PARTS=parts, PART_BLOCK=triton.next_power_of_2(max(parts, 1)), AHEAD=ahead.weight.numel() if ahead else 0,
             BM=tile.rows, BN=tile.columns, BK=tile.inner, BIAS=self.bias is not None, RESIDUAL=residual is not None,
-            SWIGLU=self.swiglu, num_warps=tile.warps, num_stages=tile.stages, **overlap(x.device, self.weight))
+            SWIGLU=self.swiglu, num_warps=tile.warps, num_stages=tile.stages, **overlap(rows, self.weight))
 
 
-def overlap(device: torch.device, weight: Tensor) -> dict[str, bool]:
+def overlap(rows: int, weight: Tensor) -> dict[str, int | bool]:
     """Options of a kernel that is launched before its predecessor has ended.
 
     Measured on an H200: SmolLM2-135M 0.69 ms a row with it and 0.86 without; Llama-7B, which is bound by bandwidth,
-    4.90 ms with it and 4.23 without.
+    4.90 ms with it and 4.23 without; late, it is 0.04 ms slower at one row and 0.2 of 5.5 ms faster at 64.
     """
-    early = weight.numel() < SMALL and overlaps(device)
-    return {"PDL": early, **({"launch_pdl": True} if early else {})}
+    early = weight.numel() < SMALL
+    late = not early and weight.shape[1] > 1024 and rows > 16  # shallow ones: not measured
+    if not (early or late) or not overlaps(weight.device):
+        return {"PDL": 0}
+    return {"PDL": 1 if early else 2, "launch_pdl": True}
 
 
 @cache
@@ -229,7 +233,8 @@ class Attention:
         wide = tree.is_chain and self.full <= 64 and self.rows * group > 64
         self.queries = max(2 * QUERIES if wide else QUERIES, triton.next_power_of_2(group))
         self.tiles = triton.cdiv(self.rows, self.queries // group)
-        self.split = ATTENDED // self.full  # keys per program
+        self.walk = walk(self.full)
+        self.split = self.walk["SPLIT"]
         self.splits = triton.cdiv(cache.capacity, self.split)
         groups = self.batch * c.kv_heads * self.tiles
         if groups > len(arrived):
@@ -245,16 +250,28 @@ class Attention:
         assert isinstance(block, Block)
         out = qkv.new_empty(len(qkv), c.heads * c.head_dim)
         tree, grid = self.paths is not None, (self.splits, self.tiles)
-        launch = {"PDL": False} if tree else overlap(qkv.device, block.qkv)
+        launch = {"PDL": 0} if tree else overlap(len(qkv), block.qkv)
         if tree:  # programs of tiles, and of rows in all splits that the step's keys may touch: too many to come early
             grid = self.splits * self.tiles + (triton.cdiv(self.rows - 1, self.split) + 1) * self.rows, 1
         attention_kernel[(*grid, self.batch * c.kv_heads)](
             qkv, self.cache.keys[layer], self.cache.values[layer], self.model.rope, self.positions, self.ancestors,
             self.paths, self.root, block.q_norm, block.k_norm, out, self.partial, self.stats, self.arrived,
             self.batch, self.n, self.rows - self.n, self.cache.capacity, c.norm_eps, c.head_dim**-0.5,
-            **self.sizes, BQ=self.queries, SPLIT=self.split, SPLITS=self.splits, TREE=tree, num_warps=8,
-            num_stages=2, enable_fp_fusion=False, **launch)
+            **self.sizes, BQ=self.queries, **self.walk, SPLITS=self.splits, TREE=tree, enable_fp_fusion=False,
+            **launch)
         return out
+
+
+def walk(full: int) -> dict[str, int]:
+    """Keys of an attention program, those that it holds at a time, and its size, for heads of so many numbers.
+
+    All keys of a wide head would fill the registers: in 168 of them, three programs share a multiprocessor. The keys
+    decide the order of sums, so they do not depend on the number of rows.
+    """
+    split = ATTENDED // full
+    if full <= 64:
+        return {"SPLIT": split, "BLOCK": split, "num_warps": 8, "num_stages": 2}
+    return {"SPLIT": split, "BLOCK": max(16, WALKED // full), "num_warps": 4, "num_stages": 3, "maxnreg": 168}
 
 
 def head_sizes(model: Transformer) -> dict[str, int | bool]:

@@ -21,6 +21,33 @@ def prefetch(pointers):
 
 
 @triton.jit
+def fetch_ahead(weight, slot_weight, is_slot, is_first, SIZE: tl.constexpr):
+    """Ask for this program's share of a later product's weights, if it is of the first tile."""
+    if SIZE > 0:
+        share = tl.cdiv(SIZE, tl.num_programs(0))
+        line = tl.program_id(0) * share + tl.minimum(tl.arange(0, 1024) * 64, share)
+        if is_first:
+            prefetch((slot_weight if is_slot else weight) + tl.minimum(line, SIZE - 1))
+
+
+@triton.jit
+def fetch_own(weight, n, N: tl.constexpr, K: tl.constexpr, SWIGLU: tl.constexpr):
+    """Ask for the first 256 elements of the weight rows `n`."""
+    at = weight + tl.minimum(n, N - 1)[:, None] * K + (tl.arange(0, 4) * 64)[None, :]
+    prefetch(at)
+    if SWIGLU:
+        prefetch(at + N * K)
+
+
+@triton.jit
+def fetch_kept(keys, values, first, root, D: tl.constexpr, SIZE: tl.constexpr):
+    """Ask for so many elements of a head's keys and values in the cache, from the `first` key up to the root."""
+    line = tl.minimum(first * D + tl.arange(0, SIZE // 64) * 64, root * D)
+    prefetch(keys + line)
+    prefetch(values + line)
+
+
+@triton.jit
 def embed_kernel(tokens, slots, embedding, gain, out, scaled, squares, token_rows,
                  K: tl.constexpr, BLOCK: tl.constexpr, SLOTS: tl.constexpr):
     """Row i of `out` is the embedding of token i, or slot i - token_rows; also what the first norm needs."""
@@ -46,7 +73,8 @@ def linear_kernel(x, squares, weight, slot_weight, ahead, slot_ahead, bias, resi
     Rows from `token_rows` on are multiplied with `slot_weight`. PARTS > 0: x is already multiplied with the gain of
     its RMS norm, and `squares` [rows, PARTS] holds the sums of squares of its parts. RESIDUAL: also emits the sum
     multiplied with the `gain` of the norm that comes next, and its squares, one part per program.
-    SWIGLU: the weight holds gate above up.
+    SWIGLU: the weight holds gate above up. PDL: 1 early, as above; 2 late: it first asks for the beginnings of its
+    own weights, and lets what follows start when all are read.
     """
     tile, token_tiles = tl.program_id(1), tl.cdiv(token_rows, BM)
     is_slot = tile >= token_tiles
@@ -57,13 +85,12 @@ def linear_kernel(x, squares, weight, slot_weight, ahead, slot_ahead, bias, resi
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     in_m, in_n = (m < end)[:, None], (n < N)[:, None]
     place, inside = m[:, None] * N + n[None, :], in_m & (n < N)[None, :]
-    if PDL:
+    if PDL == 1:
         gdc_launch_dependents()
-        if AHEAD > 0:
-            share = tl.cdiv(AHEAD, tl.num_programs(0))  # of its elements, for each program of the first tile
-            line = tl.program_id(0) * share + tl.minimum(tl.arange(0, 1024) * 64, share)
-            if (tile == 0) | (tile == token_tiles):
-                prefetch((slot_ahead if is_slot else ahead) + tl.minimum(line, AHEAD - 1))
+        fetch_ahead(ahead, slot_ahead, is_slot, (tile == 0) | (tile == token_tiles), AHEAD)
+        gdc_wait()
+    if PDL == 2:
+        fetch_own(w, n, N, K, SWIGLU)
         gdc_wait()
     acc, up = tl.zeros([BM, BN], tl.float32), tl.zeros([BM, BN], tl.float32)
     x_at, w_at = x + m[:, None] * K, w + n[:, None] * K
@@ -73,6 +100,8 @@ def linear_kernel(x, squares, weight, slot_weight, ahead, slot_ahead, bias, resi
         acc = tl.dot(rows_x, tl.load(w_at + k, in_n & (k < K), 0.0).T, acc)
         if SWIGLU:
             up = tl.dot(rows_x, tl.load(w_at + N * K + k, in_n & (k < K), 0.0).T, up)
+    if PDL == 2:
+        gdc_launch_dependents()
     if PARTS > 0:
         part = tl.arange(0, PART_BLOCK)
         in_part = in_m & (part < PARTS)[None, :]
@@ -123,14 +152,14 @@ def angles(rope, position, half, inside, D: tl.constexpr):
 def attention_kernel(qkv, keys, values, rope, positions, ancestors, paths, roots, q_norm, k_norm, out, partial, stats,
                      arrived, batch, n, m, capacity, eps, scale, HEADS: tl.constexpr, KV_HEADS: tl.constexpr,
                      D: tl.constexpr, HALF: tl.constexpr, FULL: tl.constexpr, BQ: tl.constexpr, SPLIT: tl.constexpr,
-                     SPLITS: tl.constexpr, TREE: tl.constexpr, QK_NORM: tl.constexpr, PDL: tl.constexpr):
+                     BLOCK: tl.constexpr, SPLITS: tl.constexpr, TREE: tl.constexpr, QK_NORM: tl.constexpr,
+                     PDL: tl.constexpr):
     """Tree attention to `SPLIT` keys of one sequence and key head; the last program to arrive adds the parts up.
 
-    qkv [rows, (HEADS + 2 KV_HEADS) D]; keys, values [batch, KV_HEADS, capacity, D] (one layer); ancestors
-    [batch, n + m, n + m]; positions [batch, n + m]; roots [batch]; out [rows, HEADS D]. Rotates queries and keys and
-    fills the cache at root + row. All but `qkv` was made before the last launch that nothing overlapped, hence read
-    before the wait. TREE: rows are no chain, but each adds its keys up as if its ancestors were one. So where a split
-    holds keys of this step, a row has a program of its own; `paths` [batch, n + m, n + m + 1] says what it sees.
+    qkv [rows, (HEADS + 2 KV_HEADS) D]; keys, values [batch, KV_HEADS, capacity, D]; ancestors [batch, n + m, n + m];
+    paths [batch, n + m, n + m + 1] if TREE; positions [batch, n + m]; roots [batch]; out [rows, HEADS D]. Rotates
+    queries and keys and fills the cache at root + row. All but `qkv` was made before the last launch that nothing
+    overlapped, hence read before the wait. BLOCK: so many keys at a time, or all SPLIT at once, before the wait.
     """
     GROUP: tl.constexpr = HEADS // KV_HEADS
     ROWS: tl.constexpr = BQ // GROUP  # of a tile: the queries of a row stay together
@@ -138,43 +167,44 @@ def attention_kernel(qkv, keys, values, rope, positions, ancestors, paths, roots
     sequence, head = tl.program_id(2) // KV_HEADS, tl.program_id(2) % KV_HEADS
     rows, root = n + m, tl.load(roots + sequence).to(tl.int32)
     split, first, own = share(root, rows, ROWS, SPLIT, SPLITS, TREE)
-    end, has_fresh = root + rows, split * SPLIT + SPLIT > root
-    if split * SPLIT >= end:
+    if split * SPLIT >= root + rows:
         return
     half, full, query = tl.arange(0, HALF), tl.arange(0, FULL), tl.arange(0, BQ)  # query: row-major over (row, head)
     in_half, in_full = (half < D // 2)[None, :], (full < D)[None, :]
     in_q, q_head = ((query < own * GROUP) & (first + query // GROUP < rows))[:, None], head * GROUP + query % GROUP
     q_row = tl.minimum(first + query // GROUP, rows - 1)
-    q_packed = row_index(q_row, sequence, batch, n, m)
+    q_line = row_index(q_row, sequence, batch, n, m)
     cos, sin = angles(rope, tl.load(positions + sequence * rows + q_row), half, in_half, D)
-    index = split * SPLIT + tl.arange(0, SPLIT)
-    cache, old = (sequence * KV_HEADS + head).to(tl.int64) * capacity * D, (index < root)[:, None]
+    cache = (sequence * KV_HEADS + head).to(tl.int64) * capacity * D
     k_at, v_at = keys + cache + half[None, :], values + cache + full[None, :]
-    k_a = tl.load(k_at + index[:, None] * D, old & in_half, 0.0)
-    k_b = tl.load(k_at + index[:, None] * D + D // 2, old & in_half, 0.0)
-    v = tl.load(v_at + index[:, None] * D, old & in_full, 0.0)
-    row, visible = seen(ancestors, paths, sequence, rows, root, q_row, first, index, TREE)
-    fresh, position = (row >= 0)[:, None], tl.load(positions + sequence * rows + row, row >= 0, 0)
+    if BLOCK == SPLIT:
+        index = split * SPLIT + tl.arange(0, BLOCK)
+        k_a, k_b, v = stored(k_at, v_at, index, root, in_half, in_full, D)
+        row, position, visible = seen(ancestors, paths, positions, sequence, rows, root, q_row, first, index, TREE)
+    else:
+        fetch_kept(keys + cache, values + cache, split * SPLIT, root, D, SPLIT * FULL)
     if PDL:
         gdc_wait()
         gdc_launch_dependents()  # before, the product that follows would take room from programs of this launch
-    q_at = (q_packed * WIDTH + q_head * D)[:, None]
+    q_at = (q_line * WIDTH + q_head * D)[:, None]
     q_a, q_b = rotated(qkv, q_at, half, in_q & in_half, cos, sin, q_norm, eps, D, QK_NORM)
-    if has_fresh:  # for all splits, fresh keys would take so many registers that Llama-7B loses 0.25 ms of 4.3
-        k_cos, k_sin = angles(rope, position, half, fresh & in_half, D)
-        k_row = (row_index(row, sequence, batch, n, m) * WIDTH + (HEADS + head) * D)[:, None]
-        new_a, new_b = rotated(qkv, k_row, half, fresh & in_half, k_cos, k_sin, k_norm, eps, D, QK_NORM)
-        new_v = tl.load(qkv + k_row + KV_HEADS * D + full[None, :], fresh & in_full, 0.0)
-        k_a, k_b, v = tl.where(fresh, new_a, k_a), tl.where(fresh, new_b, k_b), tl.where(fresh, new_v, v)
-        place, mine = (root + row)[:, None] * D, ((row >= first) & (row < first + own))[:, None]
-        tl.store(k_at + place, new_a, mine & in_half)
-        tl.store(k_at + place + D // 2, new_b, mine & in_half)
-        tl.store(v_at + place, new_v, mine & in_full)
-    score = tl.where(visible, tl.dot(q_b, k_b.T, tl.dot(q_a, k_a.T)) * scale, float("-inf"))
-    top, total, acc = attended(score, v)
-    if end <= SPLIT:
-        place = out + (q_packed * HEADS + q_head)[:, None] * D + full[None, :]
-        tl.store(place, (acc / total[:, None]).to(out.dtype.element_ty), in_q & in_full)
+    top, total, acc = none_attended(BQ, FULL)
+    stop = SPLIT if BLOCK == SPLIT else tl.minimum(root + first + own - split * SPLIT, SPLIT)  # no row sees more
+    for block in range(0, stop, BLOCK):
+        if BLOCK < SPLIT:
+            index = split * SPLIT + block + tl.arange(0, BLOCK)
+            k_a, k_b, v = stored(k_at, v_at, index, root, in_half, in_full, D)
+            row, position, visible = seen(ancestors, paths, positions, sequence, rows, root, q_row, first, index, TREE)
+        if split * SPLIT + block + BLOCK > root:  # to treat all blocks so would cost Llama-7B 0.25 ms of 4.3
+            k_row = (row_index(row, sequence, batch, n, m) * WIDTH + (HEADS + head) * D)[:, None]
+            new_a, new_b, new_v = made(qkv, k_row, rope, position, half, full, row, k_norm, eps, KV_HEADS, D, QK_NORM)
+            fresh, mine = (row >= 0)[:, None], ((row >= first) & (row < first + own))[:, None]
+            k_a, k_b, v = tl.where(fresh, new_a, k_a), tl.where(fresh, new_b, k_b), tl.where(fresh, new_v, v)
+            store(k_at, v_at, root + row, new_a, new_b, new_v, mine & in_half, mine & in_full, D)
+        score = tl.where(visible, tl.dot(q_b, k_b.T, tl.dot(q_a, k_a.T)) * scale, float("-inf"))
+        top, total, acc = attended(score, v, top, total, acc, BLOCK == SPLIT)
+    if root + rows <= SPLIT:
+        finish(out + (q_line * HEADS + q_head)[:, None] * D + full[None, :], total, acc, in_q & in_full)
     else:
         hand_in(partial, stats, arrived, out, in_q, top, total, acc, split, first, rows, root, batch, n, m,
                 HEADS, KV_HEADS, D, SPLIT, SPLITS, TREE)
@@ -182,7 +212,11 @@ def attention_kernel(qkv, keys, values, rope, positions, ancestors, paths, roots
 
 @triton.jit
 def share(root, rows, ROWS: tl.constexpr, SPLIT: tl.constexpr, SPLITS: tl.constexpr, TREE: tl.constexpr):
-    """This program's split, its first row and the number of its rows; split SPLITS where it has nothing to do."""
+    """This program's split, its first row and the number of its rows; split SPLITS where it has nothing to do.
+
+    TREE: rows are no chain, but each adds its keys up as if its ancestors were one. So where a split holds keys of this
+    step, a row has a program of its own; `paths` says what it sees.
+    """
     split, first, own = tl.program_id(0), tl.program_id(1) * ROWS, ROWS
     if TREE:
         tiled = SPLITS * tl.cdiv(rows, ROWS)  # programs of whole tiles, for splits without keys of this step
@@ -194,8 +228,8 @@ def share(root, rows, ROWS: tl.constexpr, SPLIT: tl.constexpr, SPLITS: tl.conste
 
 
 @triton.jit
-def seen(ancestors, paths, sequence, rows, root, q_row, first, index, TREE: tl.constexpr):
-    """The row of this step at each position `index`, -1 for none; which positions the queries see, [BQ, SPLIT]."""
+def seen(ancestors, paths, positions, sequence, rows, root, q_row, first, index, TREE: tl.constexpr):
+    """The row of this step at each place `index` of the cache, -1 for none, and its position; what the queries see."""
     sees, fresh = ancestors + (sequence * rows + q_row) * rows, (index >= root) & (index < root + rows)
     visible = (tl.load(sees) != 0)[:, None] & (index < root)[None, :]  # who descends from the root sees the prefix
     if TREE:
@@ -204,15 +238,60 @@ def seen(ancestors, paths, sequence, rows, root, q_row, first, index, TREE: tl.c
     else:
         row = tl.where(fresh, index - root, -1)
         visible |= tl.load(sees[:, None] + row[None, :], fresh[None, :], 0) != 0
-    return row, visible
+    return row, tl.load(positions + sequence * rows + row, row >= 0, 0), visible
 
 
 @triton.jit
-def attended(score, v):
-    """Maximum and sum of the softmax, and the weighted values, not yet divided by the sum."""
-    top = tl.max(score, 1)
-    weight = tl.exp(score - tl.where(top == float("-inf"), 0.0, top)[:, None])
-    return top, tl.sum(weight, 1), tl.dot(weight.to(v.dtype), v)
+def stored(k_at, v_at, index, root, in_half, in_full, D: tl.constexpr):
+    """Keys as two halves and values at the places `index` of a head's cache, 0 from the root on."""
+    place, old = index[:, None] * D, (index < root)[:, None]
+    k_a, k_b = tl.load(k_at + place, old & in_half, 0.0), tl.load(k_at + place + D // 2, old & in_half, 0.0)
+    return k_a, k_b, tl.load(v_at + place, old & in_full, 0.0)
+
+
+@triton.jit
+def made(qkv, at, rope, position, half, full, row, norm, eps, KV_HEADS: tl.constexpr, D: tl.constexpr,
+         QK_NORM: tl.constexpr):
+    """Keys as two rotated halves and values of this step's rows, from `at` on."""
+    in_half, in_full = (row >= 0)[:, None] & (half < D // 2)[None, :], (row >= 0)[:, None] & (full < D)[None, :]
+    cos, sin = angles(rope, position, half, in_half, D)
+    k_a, k_b = rotated(qkv, at, half, in_half, cos, sin, norm, eps, D, QK_NORM)
+    return k_a, k_b, tl.load(qkv + at + KV_HEADS * D + full[None, :], in_full, 0.0)
+
+
+@triton.jit
+def store(k_at, v_at, index, k_a, k_b, v, in_half, in_full, D: tl.constexpr):
+    """Put keys and values at such places."""
+    place = index[:, None] * D
+    tl.store(k_at + place, k_a, in_half)
+    tl.store(k_at + place + D // 2, k_b, in_half)
+    tl.store(v_at + place, v, in_full)
+
+
+@triton.jit
+def none_attended(BQ: tl.constexpr, FULL: tl.constexpr):
+    """What is `attended` of no keys."""
+    return tl.full([BQ], float("-inf"), tl.float32), tl.zeros([BQ], tl.float32), tl.zeros([BQ, FULL], tl.float32)
+
+
+@triton.jit
+def attended(score, v, top, total, acc, ONLY: tl.constexpr):
+    """Maximum and sum of the softmax, and the weighted values, not yet divided by the sum; added to those before."""
+    part_top = tl.max(score, 1)
+    weight = tl.exp(score - tl.where(part_top == float("-inf"), 0.0, part_top)[:, None])
+    part_total, part = tl.sum(weight, 1), tl.dot(weight.to(v.dtype), v)
+    if ONLY:
+        return part_top, part_total, part
+    return added(top, total, acc, part_top, part_total, part)
+
+
+@triton.jit
+def added(top, total, acc, part_top, part_total, part):
+    """Maximum, sum and weighted values over two sets of keys."""
+    peak = tl.maximum(top, part_top)
+    anchor = tl.where(peak == float("-inf"), 0.0, peak)
+    old, new = tl.exp(top - anchor), tl.exp(part_top - anchor)
+    return peak, total * old + part_total * new, acc * old[:, None] + part * new[:, None]
 
 
 @triton.jit
@@ -246,16 +325,17 @@ def hand_in(partial, stats, arrived, out, in_q, top, total, acc, split, first, r
 def combine(partial, stats, out, inside, first, parts, FULL: tl.constexpr, BQ: tl.constexpr):
     """Add the parts of all splits, in the order of the splits, and store [BQ, FULL] at the pointers `out`."""
     full = tl.arange(0, FULL)
-    top, total = tl.full([BQ], float("-inf"), tl.float32), tl.zeros([BQ], tl.float32)
-    acc = tl.zeros([BQ, FULL], tl.float32)
+    top, total, acc = none_attended(BQ, FULL)
     for split in tl.range(0, parts, loop_unroll_factor=4):
         slot = (first + split) * BQ + tl.arange(0, BQ)
         part_top = tl.load(stats + slot * 2, cache_modifier=".cg")
         part_total = tl.load(stats + slot * 2 + 1, cache_modifier=".cg")
         part = tl.load(partial + slot[:, None] * FULL + full[None, :], cache_modifier=".cg")
-        peak = tl.maximum(top, part_top)
-        anchor = tl.where(peak == float("-inf"), 0.0, peak)
-        old, new = tl.exp(top - anchor), tl.exp(part_top - anchor)
-        acc, total, top = acc * old[:, None] + part * new[:, None], total * old + part_total * new, peak
-    acc = acc / tl.where(total > 0, total, 1.0)[:, None]
-    tl.store(out, acc.to(out.dtype.element_ty), inside)
+        top, total, acc = added(top, total, acc, part_top, part_total, part)
+    finish(out, total, acc, inside)
+
+
+@triton.jit
+def finish(out, total, acc, inside):
+    """Store the attended values [BQ, FULL] at the pointers `out`."""
+    tl.store(out, (acc / tl.where(total > 0, total, 1.0)[:, None]).to(out.dtype.element_ty), inside)

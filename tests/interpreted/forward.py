@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
 
-from bench import fused
+from bench import fused, kernels
 from bench.cache import Cache
 from bench.config import Config
 from bench.forward import PlainForward
@@ -15,7 +15,8 @@ from bench.model import Transformer
 from bench.tree import Tree, chain_parents
 
 BATCH, CAPACITY, NAMES = 2, 400, ("qkv", "out", "gate_up", "down")
-fused.ATTENDED = 1 << 12  # small parts, so that short sequences have several
+fused.ATTENDED, fused.WALKED = 1 << 12, 1 << 11  # small parts, so that short sequences have several
+kernels.prefetch = lambda pointers: None  # the interpreter knows no assembly
 
 
 class Adapter:
@@ -98,6 +99,17 @@ def compare_paths(config: Config, n: int, roots: list[int]) -> None:
             assert torch.equal(*written), f"{name} of row {row}"
 
 
+def compare_counts(config: Config, roots: list[int]) -> None:
+    """A chain's rows find the same bits whether more rows follow them or not."""
+    model, caches = prepared(config)
+    root, tokens = torch.tensor(roots), torch.zeros(BATCH, 64, dtype=torch.int64)
+    qkv = torch.randn(BATCH, 64, len(model.blocks[0].qkv))
+    many = attend(model, caches[0], line(tokens), root, qkv)
+    for count in (1, 16, 33):
+        few = attend(model, caches[1], line(tokens[:, :count]), root, qkv[:, :count].contiguous())
+        assert torch.equal(few, many[:, :count]), f"{count} rows"
+
+
 def attend(model: Transformer, cache: Cache, tree: Tree, root: torch.Tensor, qkv: torch.Tensor) -> torch.Tensor:
     attention = fused.Attention(model, cache, tree, root, torch.zeros(100, dtype=torch.int32))
     found = attention(0, qkv.flatten(0, 1)).unflatten(0, qkv.shape[:2])
@@ -118,14 +130,18 @@ LLAMA = Config(vocab=50, hidden=96, layers=2, heads=6, kv_heads=2, head_dim=48, 
 QWEN = Config(vocab=50, hidden=64, layers=1, heads=4, kv_heads=2, head_dim=32, ffn=80, context=CAPACITY, qkv_bias=True,
               qk_norm=True)
 MANY_HEADS = Config(vocab=50, hidden=64, layers=2, heads=17, kv_heads=1, head_dim=32, ffn=80, context=CAPACITY)
+WIDE = Config(vocab=50, hidden=64, layers=1, heads=4, kv_heads=2, head_dim=100, ffn=80, context=CAPACITY, qk_norm=True)
 with torch.inference_mode():
     lines = [line(torch.randint(0, 50, (BATCH, rows))) for rows in (1, 1, 9, 70)]
     worst = max(compare(LLAMA, random_tree(1, 0, 96), [0, 130]), compare(LLAMA, random_tree(5, 9, 96), [63, 64]),
                 compare(QWEN, random_tree(7, 0, 64), [127, 300]), compare(MANY_HEADS, random_tree(6, 0, 64), [60, 200]),
+                compare(WIDE, random_tree(7, 9, 64), [27, 300]),
                 *(compare(config, tree, roots) for config, tree, roots in zip(
-                    (LLAMA, QWEN, LLAMA, QWEN), lines, ([0, 130], [127, 300], [60, 126], [0, 100]), strict=True)),
+                    (LLAMA, QWEN, LLAMA, QWEN, WIDE), (*lines, lines[2]),
+                    ([0, 130], [127, 300], [60, 126], [0, 100], [28, 300]), strict=True)),
                 *(compare_products(rows, columns) for rows, columns in ((257, 90), (300, 900), (300, 1100))))
-    for config, roots in ((LLAMA, [0, 60]), (QWEN, [127, 189]), (MANY_HEADS, [62, 64])):
+    for config, roots in ((LLAMA, [0, 60]), (QWEN, [127, 189]), (MANY_HEADS, [62, 64]), (WIDE, [25, 64])):
         compare_paths(config, 12, roots)
+    compare_counts(WIDE, [20, 96])
 assert worst < 1e-5, worst
 print("checked: largest difference", worst)
