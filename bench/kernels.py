@@ -40,6 +40,12 @@ def fetch_own(weight, n, N: tl.constexpr, K: tl.constexpr, SWIGLU: tl.constexpr)
 
 
 @triton.jit
+def block(at, inside, WHOLE: tl.constexpr):
+    """Of a weight; 0 outside."""
+    return tl.load(at) if WHOLE else tl.load(at, inside, 0.0)
+
+
+@triton.jit
 def fetch_kept(keys, values, first, root, D: tl.constexpr, SIZE: tl.constexpr):
     """Ask for so many elements of a head's keys and values in the cache, from the `first` key up to the root."""
     line = tl.minimum(first * D + tl.arange(0, SIZE // 64) * 64, root * D)
@@ -67,14 +73,15 @@ def embed_kernel(tokens, slots, embedding, gain, out, scaled, squares, token_row
 def linear_kernel(x, squares, weight, slot_weight, ahead, slot_ahead, bias, residual, gain, out, scaled, out_squares,
                   token_rows, rows, eps, N: tl.constexpr, K: tl.constexpr, PARTS: tl.constexpr,
                   PART_BLOCK: tl.constexpr, AHEAD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-                  BIAS: tl.constexpr, RESIDUAL: tl.constexpr, SWIGLU: tl.constexpr, PDL: tl.constexpr):
+                  BIAS: tl.constexpr, RESIDUAL: tl.constexpr, SWIGLU: tl.constexpr, WHOLE: tl.constexpr,
+                  PDL: tl.constexpr):
     """out [rows, N] = act(x [rows, K] @ weight [N or 2N, K]^T / rms + bias) + residual.
 
     Rows from `token_rows` on are multiplied with `slot_weight`. PARTS > 0: x is already multiplied with the gain of
     its RMS norm, and `squares` [rows, PARTS] holds the sums of squares of its parts. RESIDUAL: also emits the sum
     multiplied with the `gain` of the norm that comes next, and its squares, one part per program.
-    SWIGLU: the weight holds gate above up. PDL: 1 early, as above; 2 late: it first asks for the beginnings of its
-    own weights, and lets what follows start when all are read.
+    SWIGLU: the weight holds gate above up. WHOLE: no block reaches past the weight. PDL: 1 early, as above; 2 late:
+    first it asks for the beginnings of its own weights, and lets what follows start when all are read.
     """
     tile, token_tiles = tl.program_id(1), tl.cdiv(token_rows, BM)
     is_slot = tile >= token_tiles
@@ -97,9 +104,9 @@ def linear_kernel(x, squares, weight, slot_weight, ahead, slot_ahead, bias, resi
     for first in range(0, K, BK):
         k = (first + tl.arange(0, BK))[None, :]
         rows_x = tl.load(x_at + k, in_m & (k < K), 0.0)
-        acc = tl.dot(rows_x, tl.load(w_at + k, in_n & (k < K), 0.0).T, acc)
+        acc = tl.dot(rows_x, block(w_at + k, in_n & (k < K), WHOLE).T, acc)
         if SWIGLU:
-            up = tl.dot(rows_x, tl.load(w_at + N * K + k, in_n & (k < K), 0.0).T, up)
+            up = tl.dot(rows_x, block(w_at + N * K + k, in_n & (k < K), WHOLE).T, up)
     if PDL == 2:
         gdc_launch_dependents()
     if PARTS > 0:
