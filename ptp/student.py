@@ -19,6 +19,8 @@ from ptp.kinds import KINDS, Kind
 from ptp.noise_embedding import NONE, NoiseDesign, NoiseEmbedding
 from ptp.sequential import SequentialReadout
 
+NEARLY = 0.99  # on an H200 three blurred picks took 0.24 ms, three arg maxima 0.14: less than this is not worth it
+
 
 @dataclass(frozen=True)
 class Design:
@@ -80,8 +82,9 @@ class Student(nn.Module):
         return (*plain, "blurred") if self.design.blurred else plain
 
     def best_way(self, law: Law) -> str:
-        """The way that was measured to accept most; of equals the first."""
-        return max(self.ways(law), key=lambda way: float(self.confidence[way].runs[-1]))  # type: ignore[index]
+        """The first, hence the cheapest, of those that were measured to keep nearly as many drafts as the best."""
+        kept = {way: float(self.confidence[way].runs[-1]) for way in self.ways(law)}  # type: ignore[index]
+        return next(way for way, runs in kept.items() if runs >= NEARLY * max(kept.values()))
 
     @property
     def blur(self) -> float:

@@ -263,7 +263,7 @@ def test_a_shallow_draft_model_that_ships(packaged, tmp_path):
 def test_what_ships_is_whole_and_small():
     """All drafters in the package: each belongs to the method and the target whose name it bears."""
     files = sorted(drafters.SHIPPED.rglob("*.*"))
-    assert sum(path.stat().st_size for path in files) <= 24 * 2**20
+    assert sum(path.stat().st_size for path in files) <= 14 * 2**20
     for path in files:
         card, stored = drafters.read(path)
         assert (path.suffix, path.stem, path.parent.name) == (".safetensors", card.method, card.target)

@@ -140,3 +140,12 @@ def test_random_targets_get_a_random_student_and_others_none(method):
     assert (student.design.slots, student.design.informed) == (4, method is PTP)
     with pytest.raises(BenchError, match=f"{method.name} has no drafter for tiny: train one"):
         method.load(method.Settings(), replace(target, random=False))
+
+
+def test_the_cheapest_of_nearly_equal_ways_draws():
+    student = Student(Design("o", slots=4, rank=2, informed=False, blurred=True), zoo.load("tiny").config)
+    for kept, way in (((1.0, 1.005, 1.008), "argmax"), ((1.0, 1.02, 1.025), "pick"), ((1.0, 0.9, 1.02), "blurred")):
+        for name, runs in zip(("argmax", "pick", "blurred"), kept, strict=True):
+            student.confidence[name].runs[-1] = runs
+        assert student.best_way(Law(0.7, 50)) == way
+    assert student.best_way(Law()) == "greedy"

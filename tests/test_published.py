@@ -34,7 +34,7 @@ STANDARD = SUITES["standard"]
 NO_RESULTS = (  # what a sentence may say without a table
     "Python 3.11 or newer", "Qwen2 and 2.5", "95 %", "excludes 1", "batch 1",
     f"{STANDARD.limit} questions", f"{STANDARD.limit} bundled questions", f"{STANDARD.max_new_tokens} new tokens",
-    "at most 128 new tokens", "8 drafts",
+    "480 questions", "at most 256 new tokens", "at most 128 new tokens",
 )  # fmt: skip
 
 
