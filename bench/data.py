@@ -32,6 +32,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
                         help="tokens of the longest question (%(default)s)")
     parser.add_argument("--second", type=float, default=0.25, metavar="S", help="share of texts with a second turn, "
                         "where it fits (%(default)s)")
+    parser.add_argument("--opened", type=float, default=0.5, metavar="S", help="share of conversations whose first "
+                        "words are ours, so that they are about more (%(default)s)")
     parser.add_argument("--greedy", type=float, default=0.2, metavar="S",
                         help="share of shards answered greedily (%(default)s)")
     parser.add_argument("--long", type=float, default=0.0, metavar="S", help="share of shards about free text: "

@@ -65,8 +65,11 @@ class Room:
         return len(stage.between) + self.question + len(stage.closing) + LEAST
 
 
-def conversation(stage: Stage, room: Room, turns: int, first: list[int] | None = None) -> Script:
-    """The target asks and answers, up to `turns` times; `first`: a prompt that takes the first question's place.
+def conversation(stage: Stage, room: Room, turns: int, first: list[int] | None = None,
+                 opener: Sequence[int] = ()) -> Script:
+    """The target asks and answers, up to `turns` times.
+
+    `first`: a prompt that takes the first question's place; `opener`: how that question begins.
 
     There is another turn if the answer has ended as the template ends one, and if there is room.
     """
@@ -78,7 +81,8 @@ def conversation(stage: Stage, room: Room, turns: int, first: list[int] | None =
                 break
             ids = ids + stage.between[1:]
         if stage.closing and (turn or first is None):
-            question = stage.without_end((yield Request(ids, room.question, asks=True)))
+            begun = [*opener] * (turn == 0)
+            question = begun + stage.without_end((yield Request(ids + begun, room.question - len(begun), asks=True)))
             spans.append((len(ids), len(ids) + len(question)))
             ids = ids + question + stage.closing
         else:

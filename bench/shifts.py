@@ -7,10 +7,11 @@ import numpy as np
 
 from bench.errors import BenchError
 from bench.noise import NoiseKey
+from bench.openers import OPENERS
 from bench.passages import Library
 from bench.sampling import Law
-from bench.scripts import Desk, Room, conversation
-from bench.teacher import Script, Stage, Teacher, Tell
+from bench.scripts import Desk, Room, choice, conversation
+from bench.teacher import Script, Stage, Teacher, Tell, chat
 from bench.texts import Origin, Text
 from bench.zoo import Target
 
@@ -64,11 +65,19 @@ class Shifts:
     def script(self, kind: str, number: int, i: int) -> Script:
         """What text `i` of a shard is about."""
         turns, room = self.turns(i), self.room(kind)
+        random = np.random.default_rng((self.settings["seed"], number, i))
         if kind == "chat":
-            return conversation(self.stage, room, turns)
+            return conversation(self.stage, room, turns, opener=self.opener(random, room.question))
         assert self.library is not None
-        desk = Desk(self.target.tokenizer, self.stage, room, self.library)
-        return desk.script(turns, np.random.default_rng((self.settings["seed"], number, i)))
+        return Desk(self.target.tokenizer, self.stage, room, self.library).script(turns, random)
+
+    def opener(self, random: np.random.Generator, longest: int) -> list[int]:
+        """How a question begins: with words of ours in a share of the texts, where they leave room for more."""
+        if not self.stage.closing or random.random() >= self.settings["opened"]:
+            return []
+        asked, stage = chat(self.target.tokenizer, choice(OPENERS, random)), self.stage
+        ids = asked[len(stage.opening) : len(asked) - len(stage.closing)]
+        return ids if len(ids) < longest else []
 
     def turns(self, i: int) -> int:
         """Most turns of text `i` of any shard."""

@@ -23,7 +23,7 @@ from bench.sampling import Law
 from bench.shifts import Shifts
 from bench.texts import Origin, Shard, Text, shard_path
 
-SHARES = ("greedy", "second", "long")
+SHARES = ("greedy", "opened", "second", "long")
 SETTINGS = ("batch", "shard", "length", "question", "seed", "raw", "long_length", *SHARES)
 
 

@@ -12,6 +12,7 @@ from bench.__main__ import main
 from bench.errors import BenchError
 from bench.filters import Sieve, is_loop, objections, spoken
 from bench.noise import NoiseKey
+from bench.openers import OPENERS
 from bench.prompts import shared_ngrams
 from bench.sampling import Law, pick
 from bench.shifts import Shifts, due
@@ -20,7 +21,7 @@ from bench.texts import Origin, Shard, Text, shard_path, shards
 from bench.writing import other_worker
 
 FLAGS = ("--target", "tiny", "--batch", "2", "--shard", "4", "--length", "64",
-         "--question", "12", "--device", "cpu", "--dtype", "fp32")
+         "--question", "12", "--device", "cpu", "--dtype", "fp32", "--opened", "0")
 LAW = Law(0.7, top_k=50)
 
 
@@ -267,7 +268,7 @@ def test_shards_about_passages(passages, target, tmp_path, capsys):
 
 def shifts(target, **changes):
     settings = {"batch": 3, "shard": 5, "length": 100, "question": 12, "greedy": 0.2, "seed": 0, "raw": False,
-                "second": 0.5, "long": 0.3, "long_length": 700} | changes
+                "opened": 0.5, "second": 0.5, "long": 0.3, "long_length": 700} | changes
     return Shifts(target, Origin("tiny", "tiny", LAW, settings), None)
 
 
@@ -292,6 +293,17 @@ def test_kinds_and_laws_are_shared_out_evenly(target):
     assert {b - a for a, b in pairwise(places)} == {3, 4}
     assert not any(due(number, 0) for number in range(9))
     assert all(due(number, 1) for number in range(9))
+
+
+def test_a_share_of_conversations_begins_with_our_words(target):
+    texts = shifts(target, shard=60, question=40, long=0.0, greedy=0.0).write(0, lambda _: None)
+    said = [target.tokenizer.decode(text.ids[slice(*text.question)].tolist()) for text in texts]
+    ours = [words for words in said if words.startswith(OPENERS)]
+    assert 20 <= len(ours) <= 40
+    assert len(set(ours)) > 15
+    assert all(end - begin <= 40 for begin, end in (text.question for text in texts))
+    none = shifts(target, shard=20, question=40, long=0.0, opened=0.0).write(0, lambda _: None)
+    assert not any(target.tokenizer.decode(t.ids[slice(*t.question)].tolist()).startswith(OPENERS) for t in none)
 
 
 def test_long_texts_get_the_same_memory(target):
