@@ -134,10 +134,11 @@ def budget(table: pd.DataFrame) -> Picture | None:
     figure, axes = canvas(3.7)
     axes.axhline(1, color=INK, lw=0.8)
     axes.plot([1], [1], "*", color=INK, ms=10, ls="none", label=BASELINE)
-    names = table.index.str.split(":").str[0].to_numpy() + np.where(table.lossy, " (lossy)", "")
+    marks = np.select([table.verdict == "BROKEN", table.lossy], [" (BROKEN)", " (lossy)"], "")
+    names = table.index.str.split(":").str[0].to_numpy() + marks
     for number, (name, part) in enumerate(table.groupby(names)):
         colour, marker = family(number)
-        hollow = part.lossy.any() or number >= len(FAMILIES)
+        hollow = str(name).endswith(")") or number >= len(FAMILIES)
         axes.errorbar(part.rows_per_step, part.speedup, yerr=whiskers(part), fmt=marker + "-", lw=1, color=colour,
                       mfc=PAPER if hollow else colour, ms=5.5, capsize=2.5, label=str(name))  # fmt: skip
     doubling(axes)

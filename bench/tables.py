@@ -33,6 +33,7 @@ RESULTS_NOTE = (
 )
 UNSCORED = "Quality: not measured (python -m bench quality RUN); where the verdict is identical it is the baseline's."
 SCORED = "Quality: share of items solved; p: exact McNemar test against autoregressive decoding, where texts differ."
+BROKEN = " (BROKEN)"  # behind a method's name where no verdict stands beside its speedup
 TASKS_NOTE = (
     "Spec-Bench's six tasks: multi-turn conversation, translation, summarization, question answering, mathematical "
     "reasoning, retrieval-augmented generation. –: no prompts, or batches that mix tasks."
@@ -63,16 +64,15 @@ def results(name: str, title: str, frame: pd.DataFrame, quality: Found) -> list[
         "Quality (%)": _quality if quality else lambda row: NOTHING,
         "Notes": lambda row: ", ".join(filter(None, (_remark(row.decision), row["flags"]))),
     }
-    by_task: Spec = {"Method": of("method")} | {head: of(task, fixed) for task, head in TASK_HEADS.items()}
+    by_task: Spec = {"Method": lambda row: row.method + BROKEN * (row.verdict == "BROKEN")}
+    by_task |= {head: of(task, fixed) for task, head in TASK_HEADS.items()}
     by_task |= {"Overall": of("speedup", fixed), "Accepted": of("accepted", fixed)}
     note = RESULTS_NOTE + (SCORED if quality else UNSCORED)
+    tasks = build(f"{name}_by_task", f"{title}, by task", TASKS_NOTE, frame, by_task)
     return [
         build(name, title, note, frame.drop(columns=list(TASK_HEADS)), spec),
-        build(
-            f"{name}_by_task", f"{title}, by task", TASKS_NOTE, frame[["method", *TASK_HEADS, "speedup", "accepted"]],
-            by_task,
-        ),
-    ]  # fmt: skip
+        replace(tasks, frame=frame[["method", *TASK_HEADS, "speedup", "accepted"]]),
+    ]
 
 
 def _remark(decision: str) -> str:

@@ -274,6 +274,16 @@ def test_broken_methods_are_named_and_never_the_fastest(tmp_path):
     assert "Fastest: ptp:k=16" not in page
 
 
+def test_no_speedup_of_a_broken_method_stands_without_the_word(tmp_path):
+    verdicts = {plan.label: {"verdict": "identical"} for plan in PLANS} | {"ptp:k=16": {"verdict": "BROKEN"}}
+    found = markdown_tables(page_of(tmp_path, verdicts=verdicts))
+    assert "ptp:k=16 (BROKEN)" in [row[0] for row in found["Speedup, by task"]]
+    ranked = [row[0] for row in found["Pair by pair"]]
+    assert any("medusa" in label for label in ranked) and not any("ptp:k=16" in label for label in ranked)
+    pictures = {picture.name: picture for section in compose(load(tmp_path)).sections for picture in section.pictures}
+    assert all("(BROKEN)" in pictures[name].svg for name in ("speedup", "budget"))
+
+
 def test_no_second_baseline_means_an_unknown_noise_floor(tmp_path):
     assert "the noise floor is unknown" in page_of(tmp_path, [plan for plan in PLANS if plan.label != TWIN])
 
