@@ -181,7 +181,14 @@ def texts(run: Run, found: Findings) -> Section:
     shown = [tables.verdicts(divergences.loc[order], stats.rejection_z(run.records), run.verdicts)] if order else []
     shown += [tables.quality(run.quality)] if run.quality else []
     text = [] if run.verdicts else ["The run left no verdicts, so nothing here has been checked."]
-    return Section("texts", "Is the text unchanged?", text, shown, [])
+    return Section("texts", "Is the text unchanged?", [*text, *_strayed(run)], shown, [])
+
+
+def _strayed(run: Run) -> list[str]:
+    """Methods that kept every text of the run, but not of the items: their score is no longer bound to be equal."""
+    kept = [method for method, found in run.verdicts.items() if found.get("verdict") == "identical"]
+    astray = [method for method in kept if run.quality.get(method, {}).get("differing")]
+    return [f"Identical on the run's prompts but not on the items of Quality: {', '.join(astray)}."] if astray else []
 
 
 def costs(run: Run, found: Findings) -> Section:

@@ -45,6 +45,15 @@ def test_quality_and_cost_are_shown_where_they_were_measured(tmp_path):
     assert memory["medusa"] == ["812", "20", "–", "0.46"]
 
 
+@pytest.mark.parametrize(("verdict", "differing", "said"), [
+    ("identical", 2, True), ("identical", 0, False), ("numerical ties", 2, False)])
+def test_identical_texts_that_part_on_the_items_are_told(tmp_path, verdict, differing, said):
+    asked = {"score": 0.5, "items": 37, "task": "bundled", "p": None, "tokens_per_s": 1.0, "tokens_per_step": 1.0}
+    page = page_of(tmp_path, verdicts={"medusa": {"verdict": verdict}},
+                   quality={BASELINE: asked | {"differing": 0}, "medusa": asked | {"differing": differing}})
+    assert ("but not on the items of Quality: medusa." in page) == said
+
+
 def test_quality_that_was_not_measured_is_a_gap_beside_every_speedup(tmp_path):
     heads, *rows = markdown_tables(page := page_of(tmp_path))["Speedup"]
     assert {row[heads.index("Quality (%)")] for row in rows} == {"–"}
