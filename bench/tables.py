@@ -32,6 +32,7 @@ RESULTS_NOTE = (
     "#: 1 + number of methods that are apart from this one and faster; none for a BROKEN one. "
 )
 UNSCORED = "Quality: not measured (python -m bench quality RUN); where the verdict is identical it is the baseline's."
+UNASKED = " –: not asked; where the verdict is identical it is the baseline's."
 SCORED = "Quality: share of items solved; p: exact McNemar test against autoregressive decoding, where texts differ."
 BROKEN = " (BROKEN)"  # behind a method's name where no verdict stands beside its speedup
 TASKS_NOTE = (
@@ -67,7 +68,7 @@ def results(name: str, title: str, frame: pd.DataFrame, quality: Found) -> list[
     by_task: Spec = {"Method": lambda row: row.method + BROKEN * (row.verdict == "BROKEN")}
     by_task |= {head: of(task, fixed) for task, head in TASK_HEADS.items()}
     by_task |= {"Overall": of("speedup", fixed), "Accepted": of("accepted", fixed)}
-    note = RESULTS_NOTE + (SCORED if quality else UNSCORED)
+    note = RESULTS_NOTE + (SCORED + UNASKED * bool(frame.quality.isna().any()) if quality else UNSCORED)
     tasks = build(f"{name}_by_task", f"{title}, by task", TASKS_NOTE, frame, by_task)
     return [
         build(name, title, note, frame.drop(columns=list(TASK_HEADS)), spec),

@@ -60,6 +60,14 @@ def test_quality_that_was_not_measured_is_a_gap_beside_every_speedup(tmp_path):
     assert page.count("Quality: not measured") == 2  # the lossy table as well
 
 
+def test_qualities_that_were_not_measured_are_explained(tmp_path):
+    one = {"score": 0.5, "p": None, "items": 9, "task": "t", "differing": 0, "tokens_per_s": 1, "tokens_per_step": 1}
+    every = {plan.label: one for plan in synthetic.PLANS}
+    assert "–: not asked" not in page_of(tmp_path, quality=every)
+    some = {BASELINE: one, "medusa:typical": one}
+    assert page_of(tmp_path, quality=some).count("–: not asked") == 1  # in the main table
+
+
 def test_several_cards_are_told(tmp_path):
     """The run was resumed elsewhere in the middle of a turn; references are on few questions, and that is no matter."""
     run = synthetic.records(shape=synthetic.Shape(questions=3, repeats=1, tokens=16))
