@@ -26,18 +26,40 @@ def ordered(logits):
 
 
 @triton.jit
-def best(order, K: tl.constexpr):
-    """Which entries are the K largest; of equals the first. Entries of 0 are not there."""
+def best(order, K: tl.constexpr, WIDTH: tl.constexpr):
+    """Which entries are the K largest; of equals the first. Entries of 0 are not there.
+
+    Bisects for a number that K entries are above: to compare all with one costs three barriers, so few rounds count.
+    The first guess: each of WIDTH groups has an entry above it, so, most often, K entries are.
+    """
+    SIZE: tl.constexpr = order.shape[0]
+    GROUP: tl.constexpr = SIZE // WIDTH if SIZE > WIDTH else 1
+    key = order.to(tl.int64) * SIZE - tl.arange(0, SIZE)  # no two are equal
     if K == 1:
-        at = tl.arange(0, order.shape[0])
-        return at == tl.min(tl.where(order == tl.max(order, 0), at, order.shape[0]), 0)
-    bar = tl.zeros([1], tl.uint32)
-    for bit in range(32):
-        higher = bar | (tl.full([1], 1, tl.uint32) << (31 - bit))
-        bar = tl.where(tl.sum((order >= higher).to(tl.int32), 0) >= K, higher, bar)
-    above, equal = order > bar, (order == bar) & (order > 0)
-    room = K - tl.sum(above.to(tl.int32), 0)
-    return above | (equal & (tl.cumsum(equal.to(tl.int32), 0) <= room))
+        return key == tl.max(key, 0)
+    tops = tl.max(tl.reshape(order, [SIZE // GROUP, GROUP]), 1)
+    middle = (tl.min(tl.where(tops > 0, tops, 4294967295), 0).to(tl.int64) - 1) * SIZE
+    low, high, count = tl.full([], 0, tl.int64), tl.max(tops, 0).to(tl.int64) * SIZE, tl.full([], SIZE, tl.int32)
+    while (count != K) & (low < high):
+        above = tl.sum((key > middle).to(tl.int32), 0)
+        if above < K:
+            high = middle
+        else:
+            low, count = middle, above
+        middle = (low + high) // 2
+    return key > low
+
+
+@triton.jit
+def packed(ids, chosen, room, end, K: tl.constexpr, WIDTH: tl.constexpr):
+    """The chosen of ids below `end`, K or all there are, in order; then `end` -> [WIDTH], by way of `room` [WIDTH]."""
+    if WIDTH == 1:
+        return tl.sum(tl.where(chosen, ids, 0), 0, keep_dims=True)
+    flag = chosen.to(tl.int32)  # as the mask too: or else a compiler moves the keys of all ids between threads
+    tl.store(room + tl.cumsum(flag, 0) - 1, ids, flag > 0)
+    tl.debug_barrier()
+    lane = tl.arange(0, WIDTH)
+    return tl.load(room + lane, lane < tl.minimum(K, end), end)
 
 
 @triton.jit
@@ -50,48 +72,44 @@ def crowd_kernel(logits, tops, vocab, crowds, CROWD: tl.constexpr, CROWDS: tl.co
 
 
 @triton.jit
-def looked_at(logits, tops, looked, vocab, crowds, row, K: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
-              CROWD: tl.constexpr):
-    """Ids of the best crowds of a row, ascending, their logits, and which are the K largest: [WIDTH * CROWD] each.
+def largest_of(logits, tops, room, vocab, crowds, row, K: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+               CROWD: tl.constexpr):
+    """The K largest ids of a row, ascending, then `vocab` -> [WIDTH]; `room` [rows, 2, WIDTH] int32.
 
-    `looked` [rows, WIDTH] int32 takes the crowds that are looked at: an id of any other has K ids before it.
+    Only the K best crowds are looked at: an id of any other has K ids before it.
     """
-    crowd = tl.arange(0, BLOCK)
-    chosen = best(tl.load(tops + row * crowds + crowd, crowd < crowds, 0), K)
-    tl.store(looked + row * WIDTH + tl.cumsum(chosen.to(tl.int32), 0) - 1, crowd, chosen)
-    tl.debug_barrier()
-    at = tl.arange(0, WIDTH * CROWD)
-    there = at // CROWD < tl.sum(chosen.to(tl.int32), 0)
-    token = tl.load(looked + row * WIDTH + at // CROWD, there, 0) * CROWD + at % CROWD
-    there = there & (token < vocab)
-    value = tl.load(logits + row * vocab + token, there, 0.0)
-    return token, value, best(tl.where(there, ordered(value), 0), K)
+    crowd, room = tl.arange(0, BLOCK), room + row * 2 * WIDTH
+    chosen = best(tl.load(tops + row * crowds + crowd, crowd < crowds, 0), K, WIDTH)
+    crowd = packed(crowd, chosen, room, crowds, K, WIDTH)
+    token = tl.reshape(crowd[:, None] * CROWD + tl.arange(0, CROWD)[None, :], [WIDTH * CROWD])
+    there = token < vocab
+    order = tl.where(there, ordered(tl.load(logits + row * vocab + token, there, 0.0)), 0)
+    return packed(token, best(order, K, WIDTH), room + WIDTH, vocab, K, WIDTH)
 
 
 @triton.jit
-def largest_kernel(logits, tops, looked, vocab, crowds, out, K: tl.constexpr, WIDTH: tl.constexpr,
-                   BLOCK: tl.constexpr, CROWD: tl.constexpr):
+def largest_kernel(logits, tops, room, vocab, crowds, out, K: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+                   CROWD: tl.constexpr):
     """The K largest ids of each row, ascending -> out [rows, K] int64."""
-    row = tl.program_id(0).to(tl.int64)
-    token, _, chosen = looked_at(logits, tops, looked, vocab, crowds, row, K, WIDTH, BLOCK, CROWD)
-    tl.store(out + row * K + tl.cumsum(chosen.to(tl.int32), 0) - 1, token.to(tl.int64), chosen)
+    row, lane = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH)
+    ids = largest_of(logits, tops, room, vocab, crowds, row, K, WIDTH, BLOCK, CROWD)
+    tl.store(out + row * K + lane, ids.to(tl.int64), lane < K)
 
 
 @triton.jit
-def draw_kernel(logits, tops, looked, vocab, crowds, noise, out, sure, blur, TEMPERATURE: tl.constexpr,
-                K: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, CROWD: tl.constexpr,
-                MASS_BITS: tl.constexpr, NOISE_BITS: tl.constexpr):
+def draw_kernel(logits, tops, room, vocab, crowds, noise, out, sure, blur, TEMPERATURE: tl.constexpr, K: tl.constexpr,
+                WIDTH: tl.constexpr, BLOCK: tl.constexpr, CROWD: tl.constexpr, MASS_BITS: tl.constexpr,
+                NOISE_BITS: tl.constexpr):
     """The token of each row -> out [rows] int64; its margin, or with a blur its share, -> sure [rows] float64 or None.
 
     `blur`: the width of the bump around u, or None.
     """
     row = tl.program_id(0).to(tl.int64)
     u = tl.load(noise + row)
-    _, value, chosen = looked_at(logits, tops, looked, vocab, crowds, row, K, WIDTH, BLOCK, CROWD)
-    value = value.to(tl.float64)
-    below = value - tl.max(tl.where(chosen, value, -float("inf")), 0)
-    weight = tl.where(chosen, tl.exp(tl.where(chosen, below / TEMPERATURE, 0.0)) * 1099511627776.0, 0.0)
-    weight = weight.to(tl.int64)
+    ids = largest_of(logits, tops, room, vocab, crowds, row, K, WIDTH, BLOCK, CROWD)
+    value = tl.load(logits + row * vocab + ids, ids < vocab, -float("inf")).to(tl.float64)
+    below = value - tl.max(value, 0)
+    weight = (tl.exp(below / TEMPERATURE) * 1099511627776.0).to(tl.int64)
     share = weight.to(tl.float64) / tl.sum(weight, 0).to(tl.float64)
     half_even = 4503599627370496.0  # 2^52: adding it rounds to an integer
     mass = ((share * (1 << MASS_BITS) + half_even) - half_even).to(tl.int64)
@@ -99,14 +117,15 @@ def draw_kernel(logits, tops, looked, vocab, crowds, noise, out, sure, blur, TEM
     bar = u * total
     whole, passed = (total << NOISE_BITS).to(tl.float64), edges - bar
     if blur is None:
-        index = tl.sum((passed <= 0).to(tl.int32), 0)
+        here = passed > 0
         # of all edges those of u's own bin are nearest
         level = tl.minimum(bar, tl.min(tl.abs(passed), 0)).to(tl.float64) / whole
     else:
         upper, lower = passed.to(tl.float64) - 0.5, (passed - (mass << NOISE_BITS)).to(tl.float64) - 0.5
         held = tl.sigmoid(upper / (whole * blur)) - tl.sigmoid(lower / (whole * blur))
-        index, level = tl.argmax(held, 0), tl.max(held, 0) / tl.sum(held, 0)
-    tl.store(out + row, tl.load(looked + row * WIDTH + index // CROWD).to(tl.int64) * CROWD + index % CROWD)
+        most = tl.max(held, 0)
+        here, level = held == most, most / tl.sum(held, 0)
+    tl.store(out + row, tl.min(tl.where(here, ids, vocab), 0).to(tl.int64))
     if sure is not None:
         tl.store(sure + row, level)
 
@@ -122,11 +141,11 @@ def ranked(logits: Tensor, k: int) -> tuple[list[Any], dict[str, int]]:
     rows, vocab = logits.shape
     crowds, width = triton.cdiv(vocab, CROWD), triton.next_power_of_2(k)
     tops = torch.empty(rows, crowds, dtype=torch.uint32, device=logits.device)
-    looked = torch.empty(rows, width, dtype=torch.int32, device=logits.device)
+    room = torch.empty(rows, 2, width, dtype=torch.int32, device=logits.device)
     crowd_kernel[(rows, triton.cdiv(crowds, CROWDS))](logits, tops, vocab, crowds, CROWD=CROWD, CROWDS=CROWDS)
     block = triton.next_power_of_2(crowds)
-    return [logits, tops, looked, vocab, crowds], {"K": k, "WIDTH": width, "BLOCK": block, "CROWD": CROWD,
-                                                   "num_warps": 8 if block > 1024 else 4}
+    return [logits, tops, room, vocab, crowds], {"K": k, "WIDTH": width, "BLOCK": block, "CROWD": CROWD,
+                                                 "num_warps": 8 if block > 1024 else 4}
 
 
 def largest(logits: Tensor, k: int) -> Tensor:

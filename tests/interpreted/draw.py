@@ -23,6 +23,7 @@ def some_logits(vocab):
     logits[2] = 0.0
     logits[2, 7] = -0.0
     logits[3] = (logits[3] * 2).round() / 2
+    logits[3, ::64] += 40  # so few are large that a first guess of where the K largest begin is too high
     logits[4] = logits[4].bfloat16().float()  # what a half-precision head leaves
     logits[5, 3:] = -torch.inf
     return logits
