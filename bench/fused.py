@@ -136,9 +136,9 @@ def tile_for(rows: int, weight: Tensor, columns: int, two_sets: bool = False) ->
         return small_tile(rows, columns, deep, two_sets)
     if not deep:
         return Tile(16 if few else 64, 64 if few else 128, 128 if few else 64, 4 if few else 8, 4)
+    plain = columns == len(weight)  # otherwise, with swiglu, a program holds blocks of two weights
     if columns <= 8192:
-        return Tile(16 if few else 64, 32, 256, 4, 4)
-    plain = columns == len(weight)
+        return Tile(16 if few else 64, 32, 256, 4, 4 if few or plain else 3)
     many = Tile(64, 128, 64, 8, 6 if plain and columns <= 1 << 14 else 4)  # with 6, a multiprocessor holds one program
     return Tile(16, 32, 128, 4, 6 if plain else 4) if few else many
 
