@@ -17,6 +17,7 @@ from bench.texts import Text
 
 SIZE = 16384  # ids of a new drafter
 
+
 @dataclass(frozen=True)
 class Head:
     """What drafts are drawn from: rows of the target's head, and whose they are."""

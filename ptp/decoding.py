@@ -29,7 +29,7 @@ class Settings:
     Without `kind` it is the student's own; without `weights` the student is the one that comes with the target. `pqd`
     false: drafting and verifying alternate, and a drafting step has one group of full length. `shuffled`: the student
     hears another noise than the target's, a control that shows whether it listens. `draw`: drafts are the `argmax` of
-    each slot, or a `pick` with the true `u`, or a `blurred` one; by default what was measured to accept more.
+    each slot, or a `pick` with the true `u`, or a `blurred` one; by default the cheapest that accepts nearly the most.
     """
 
     kind: str = ""
