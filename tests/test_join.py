@@ -112,8 +112,9 @@ def test_batches_are_divided_whole(here):
 def test_the_report_names_every_card(here, monkeypatch):
     monkeypatch.undo()
     monkeypatch.chdir(here)
-    for part, card in (("1of2", "a"), ("2of2", "b")):
-        spoil(part, lambda origin, card=card: origin.update(card={"name": "GPU", "id": card}))
+    dates = ["2026-01-01T10:00:00+00:00", "2026-01-01T10:00:07+00:00"]
+    for part, card, date in (("1of2", "a", dates[0]), ("2of2", "b", dates[1])):
+        spoil(part, lambda origin, card=card, date=date: origin.update(card={"name": "GPU", "id": card}, date=date))
         keep(part, [json.dumps(record | {"settings": record["settings"] | {"card": card}})
                     for record in map(json.loads, lines_of(part))])
     assert main(["join", "1of2", "2of2", "--out", "joined"]) == 0
@@ -121,7 +122,7 @@ def test_the_report_names_every_card(here, monkeypatch):
     assert (origin["settings"]["part"], origin["card"]) == ("1/1", {"name": "GPU"})
     assert [part["card"] for part in origin["parts"]] == [{"id": "a"}, {"id": "b"}]
     assert [part["settings"] for part in origin["parts"]] == [{"part": "1/2"}, {"part": "2/2"}]
-    assert all(part["date"] for part in origin["parts"])
+    assert [part["date"] for part in origin["parts"]] == dates
     page = Path("joined/report.md").read_text()
     assert "Measured on 2 cards, which differ by a few percent; every turn was measured by all methods on the" in page
     assert "parts · 2 · card · id" in page
