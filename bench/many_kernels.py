@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from bench.kernels import angles, rotated
+from bench.kernels import angles, finish, rotated, store, stored
 
 
 @triton.jit
@@ -51,10 +51,8 @@ def rotate_kernel(qkv, keys, values, rope, q_norm, k_norm, length, eps, HEADS: t
     v = tl.load(qkv + k_at + KV_HEADS * D + full[None, :], in_kv & in_full, 0.0)
     tl.store(qkv + q_at + half[None, :], q_a, in_q)
     tl.store(qkv + q_at + half[None, :] + D // 2, q_b, in_q)
-    place = ((sequence * KV_HEADS + head) * length + position)[:, None] * D
-    tl.store(keys + place + half[None, :], k_a, in_k)
-    tl.store(keys + place + half[None, :] + D // 2, k_b, in_k)
-    tl.store(values + place + full[None, :], v, in_kv & in_full)
+    place = (sequence * KV_HEADS + head) * length + position
+    store(keys + half[None, :], values + full[None, :], place, k_a, k_b, v, in_k, in_kv & in_full, D)
 
 
 @triton.jit
@@ -79,21 +77,16 @@ def single_kernel(qkv, keys, values, rope, roots, q_norm, k_norm, out, capacity,
     q_a, q_b = rotated(qkv, q_at, half, in_q & in_half, cos, sin, q_norm, eps, D, QK_NORM)
     own_a, own_b = rotated(qkv, own, half, in_half, cos, sin, k_norm, eps, D, QK_NORM)
     own_v = tl.load(qkv + own + KV_HEADS * D + full[None, :], in_full, 0.0)
-    tl.store(k_at + root * D, own_a, in_half)
-    tl.store(k_at + root * D + D // 2, own_b, in_half)
-    tl.store(v_at + root * D, own_v, in_full)
+    store(k_at, v_at, root + one, own_a, own_b, own_v, in_half, in_full, D)
     top = tl.sum(q_a.to(tl.float32) * own_a.to(tl.float32) + q_b.to(tl.float32) * own_b.to(tl.float32), 1) * scale
     total, acc = tl.full([BQ], 1.0, tl.float32), tl.zeros([BQ, FULL], tl.float32) + own_v.to(tl.float32)
     for first in range(0, root, BLOCK):
-        index = first + tl.arange(0, BLOCK)[:, None]
-        k_a = tl.load(k_at + index * D, (index < root) & in_half, 0.0)
-        k_b = tl.load(k_at + index * D + D // 2, (index < root) & in_half, 0.0)
-        v = tl.load(v_at + index * D, (index < root) & in_full, 0.0)
+        index = first + tl.arange(0, BLOCK)
+        k_a, k_b, v = stored(k_at, v_at, index, root, in_half, in_full, D)
         score = tl.dot(q_b, k_b.T, tl.dot(q_a, k_a.T)) * scale
-        score = tl.where((first + tl.arange(0, BLOCK) < root)[None, :], score, float("-inf"))
+        score = tl.where((index < root)[None, :], score, float("-inf"))
         peak = tl.maximum(top, tl.max(score, 1))
         weight, shrink = tl.exp(score - peak[:, None]), tl.exp(top - peak)
         total, top = total * shrink + tl.sum(weight, 1), peak
         acc = tl.dot(weight.to(v.dtype), v, acc * shrink[:, None])
-    place = out + (sequence * HEADS + head * GROUP + query)[:, None] * D + full[None, :]
-    tl.store(place, (acc / total[:, None]).to(out.dtype.element_ty), in_q & in_full)
+    finish(out + (sequence * HEADS + head * GROUP + query)[:, None] * D + full[None, :], total, acc, in_q & in_full)
