@@ -88,8 +88,8 @@ def command(args: argparse.Namespace) -> int:
 def measure(settings: RunSettings, seconds: float, out: Console) -> Iterator[tuple[str, Cost]]:
     """By label: the baseline and every method in the loop, each in a fresh process."""
     texts = {suite.parse_one(text).label: (text,) for text in settings.methods}
-    for label, entry in settings.lineup().items():
-        if entry.name in METHODS and label != TWIN:
+    for label in settings.labels(METHODS):
+        if label != TWIN:
             out.print(f"{label} ...", soft_wrap=True, markup=False)
             yield label, in_a_process(replace(settings, methods=texts.get(label, ())), label, seconds)
 

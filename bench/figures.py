@@ -25,7 +25,7 @@ from bench.canvas import (
     panels,
     wrapped,
 )
-from bench.layout import significant
+from bench.layout import BROKEN, significant
 from bench.record import BASELINE, PHASES, TWIN
 
 ENOUGH = 30  # steps that a plotted rate must rest on
@@ -45,7 +45,7 @@ def speedup(table: pd.DataFrame, floor: Interval | None) -> Picture | None:
     table = table.drop(index=[BASELINE, TWIN], errors="ignore").sort_values("speedup")
     if table.empty:
         return None
-    broken = np.where(table.verdict == "BROKEN", "\n(BROKEN)", "")
+    broken = np.where(table.verdict == "BROKEN", f"\n{BROKEN.strip()}", "")
     names = [wrapped(method) + mark for method, mark in zip(table.index, broken, strict=True)]
     figure, axes = canvas(1.15 + _pitch(names) * len(names))
     if floor is not None:
@@ -134,11 +134,12 @@ def budget(table: pd.DataFrame) -> Picture | None:
     figure, axes = canvas(3.7)
     axes.axhline(1, color=INK, lw=0.8)
     axes.plot([1], [1], "*", color=INK, ms=10, ls="none", label=BASELINE)
-    marks = np.select([table.verdict == "BROKEN", table.lossy], [" (BROKEN)", " (lossy)"], "")
+    broken = table.verdict == "BROKEN"
+    marks = np.select([broken, table.lossy], [BROKEN, " (lossy)"], "")
     names = table.index.str.split(":").str[0].to_numpy() + marks
     for number, (name, part) in enumerate(table.groupby(names)):
         colour, marker = family(number)
-        hollow = str(name).endswith(")") or number >= len(FAMILIES)
+        hollow = part.lossy.any() or broken[part.index].any() or number >= len(FAMILIES)
         axes.errorbar(part.rows_per_step, part.speedup, yerr=whiskers(part), fmt=marker + "-", lw=1, color=colour,
                       mfc=PAPER if hollow else colour, ms=5.5, capsize=2.5, label=str(name))  # fmt: skip
     doubling(axes)

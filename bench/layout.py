@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 NOTHING = "–"
+BROKEN = " (BROKEN)"  # behind a method's name where no verdict stands beside its speedup
 NAME = 22  # characters of a method's label that fit anywhere
 Spec = dict[str, Callable[[Any], str]]  # by head: what a column prints of a row
 

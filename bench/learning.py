@@ -21,20 +21,20 @@ NOTE = (
 )
 
 
-def load(directory: Path) -> pd.DataFrame:
+def load(directory: str | Path) -> pd.DataFrame:
     """One row per drafter and look at it: what its card says, with `step`, `second`, and what it accepted then.
 
     BenchError for a file that is damaged.
     """
     try:
-        cards = json.loads((directory / FILE).read_text(encoding="utf-8"))
+        cards = json.loads((Path(directory) / FILE).read_text(encoding="utf-8"))
         rows = [{"drafter": name, "step": step, "second": second, "sampled": seen.get("sampled"),
                  "greedy": seen.get("greedy"), "in_the_end": card["stored"].get("sampled"),
                  "in_the_end_greedy": card["stored"].get("greedy")}
                 | {key: card[key] for key in ("asked", "seed", "target", "law", "steps", "minutes")}
                 for name, card in cards.items() for step, second, seen in card["curve"]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BenchError(f"{directory / FILE} is damaged ({type(error).__name__}): make it again") from error
+        raise BenchError(f"{Path(directory) / FILE} is damaged ({type(error).__name__}): make it again") from error
     return pd.DataFrame(rows)
 
 

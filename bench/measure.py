@@ -42,9 +42,9 @@ class Team:
         self.settings, self.target, self.context = settings, target, context
         self.end_ids: frozenset[int] = frozenset() if settings.ignore_eos else target.end_ids
         self.entries, self.facts, law = settings.lineup(), described(settings), settings.law()
-        self.methods = [label for label, entry in self.entries.items() if entry.name in METHODS]
-        self.references = {label: REFERENCES[entry.name](entry.name, target.model, law, context)
-                           for label, entry in self.entries.items() if entry.name in REFERENCES}
+        self.methods = settings.labels(METHODS)
+        self.references = {label: REFERENCES[(name := self.entries[label].name)](name, target.model, law, context)
+                           for label in settings.labels(REFERENCES)}
         self.drafters = {label: METHODS[(entry := self.entries[label]).name].load(entry.settings, target)
                          for label in self.methods}
         files = {label: METHODS[(entry := self.entries[label]).name].file(entry.settings, target)

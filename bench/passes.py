@@ -72,10 +72,8 @@ def sections(settings: RunSettings, questions: Sequence[Question]) -> Sections:
     there = {question.question_id for group in own for question in group.questions}
     few = groups(balanced(questions, REFERENCE_QUESTIONS), 1)
     shared = [group for group in few if group.questions[0].question_id in there]
-    entries, seed = settings.lineup().items(), settings.seed
-    return Sections(
-        Section([label for label, entry in entries if entry.name in METHODS], own, settings.repeats, seed),
-        Section([label for label, entry in entries if entry.name in REFERENCES], shared, 1, seed))
+    return Sections(Section(settings.labels(METHODS), own, settings.repeats, settings.seed),
+                    Section(settings.labels(REFERENCES), shared, 1, settings.seed))
 
 
 class Passes:

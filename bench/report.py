@@ -51,10 +51,9 @@ def write(directory: str | Path, out: str | Path | None = None) -> Paths:
 
     report.md, report.tex, report.html, tables/*.csv, figures/*.png. Raises BenchError as `command` does.
     """
-    if (Path(directory) / curves.FILE).exists():
-        return publish(curves.compose(curves.load(directory)), Path(out or directory), curves.NAME)
-    if (Path(directory) / learning.FILE).exists():
-        return publish(learning.compose(learning.load(Path(directory))), Path(out or directory), learning.NAME)
+    for other in (curves, learning):
+        if (Path(directory) / other.FILE).exists():
+            return publish(other.compose(other.load(directory)), Path(out or directory), other.NAME)
     return publish(compose(load(directory)), Path(out or directory))
 
 

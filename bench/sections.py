@@ -224,9 +224,8 @@ def _peers(run: Run, found: Findings) -> list[Table]:
 
 
 def pairwise(run: Run, found: Findings) -> Section:
-    """Every lossless method against every other, without its copy and without those whose text is BROKEN."""
-    rivals = [method for method in found.main.index if method != TWIN and found.main.verdict[method] != "BROKEN"]
-    ranking = stats.ranking(run.records, rivals)
+    """Every method that has a rank against every other."""
+    ranking = stats.ranking(run.records, [*found.main.index[found.main["rank"].notna()]])
     shown = [tables.pairs(ranking, _floor_of(run))] if len(ranking) > 1 else []
     return Section("ranking", "Ranking", [], shown, [])
 

@@ -1,6 +1,7 @@
 """What a run is: every setting in one frozen dataclass, presets of it, and the flags that override them."""
 
 import argparse
+from collections.abc import Container
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -70,6 +71,10 @@ class RunSettings:
         """By label: the baseline, its twin, and the methods that were asked for."""
         asked = {entry.label: entry for entry in parse_each(self.methods)}
         return dict.fromkeys((BASELINE, TWIN), parse_one(BASELINE)) | asked
+
+    def labels(self, kinds: Container[str]) -> list[str]:
+        """Of the line-up those of some names: of METHODS, which decode in the loop, or of REFERENCES."""
+        return [label for label, entry in self.lineup().items() if entry.name in kinds]
 
     def can_run(self, method: str) -> bool:
         """Whether a preset's method is of use here: references take one sequence, one of them only on a GPU.

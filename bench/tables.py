@@ -16,7 +16,7 @@ import pandas as pd
 
 from bench import stats
 from bench.contents import Found
-from bench.layout import NOTHING, Spec, Table, build, fixed, limits, of, percent, significant, tenths, whole
+from bench.layout import BROKEN, NOTHING, Spec, Table, build, fixed, limits, of, percent, significant, tenths, whole
 from bench.provenance import SESSIONS
 from bench.record import BASELINE, PHASES
 
@@ -34,7 +34,6 @@ RESULTS_NOTE = (
 UNSCORED = "Quality: not measured (python -m bench quality RUN); where the verdict is identical it is the baseline's."
 UNASKED = " –: not asked; where the verdict is identical it is the baseline's."
 SCORED = "Quality: share of items solved; p: exact McNemar test against autoregressive decoding, where texts differ."
-BROKEN = " (BROKEN)"  # behind a method's name where no verdict stands beside its speedup
 TASKS_NOTE = (
     "Spec-Bench's six tasks: multi-turn conversation, translation, summarization, question answering, mathematical "
     "reasoning, retrieval-augmented generation. –: no prompts, or batches that mix tasks."
