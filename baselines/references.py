@@ -95,7 +95,8 @@ def spread(tokens: list[int], first_ms: float, rest_ms: float, wall_ms: float) -
     step, scale = (rest_ms / (n - 1), n / (n - 1)) if n > 1 else (first_ms, 0.0)
     phases = {name: [step if name == "forward" else 0.0] * n for name in PHASES}
     return Raw(tokens=[tokens], accepted=[[0]] * n, drafted=[[0]] * n, evidence=torch.zeros(n, 3, 1), rows=[1] * n,
-               phases=phases, prefill_ms=max(first_ms - step, 0.0), wall_ms=wall_ms * scale if n > 1 else first_ms)
+               phases=phases, gaps=[0.0] * n, prefill_ms=max(first_ms - step, 0.0),
+               wall_ms=wall_ms * scale if n > 1 else first_ms)
 
 
 def twin(model: Transformer) -> Any:

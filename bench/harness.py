@@ -148,7 +148,7 @@ class HarnessModel(TemplateLM):
         last = max(len(text.kept) for text in found)
         self.made.texts += [text.tokens for text in found]
         self.made.steps += sum(len(text.kept) for text in found)
-        self.made.ms += sum(sum(times[:last]) for times in raw.phases.values())
+        self.made.ms += sum(sum(times[:last]) for times in [raw.gaps, *raw.phases.values()])
         return found
 
     @torch.inference_mode()

@@ -1,7 +1,6 @@
 """The decoding loop: the only code that calls the target while decoding."""
 
 import time
-from collections import deque
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -121,13 +120,14 @@ class Raw:
     evidence: Tensor  # [steps, 3, B] float64
     rows: list[int]  # [steps]
     phases: dict[str, list[float]]  # [steps] each
+    gaps: list[float]  # [steps]: between the step before and this one, 0 for the first
     prefill_ms: float
     wall_ms: float
 
 
 @dataclass
 class Program:
-    """One step, ready to run: on CUDA a graph with the events inside. The clock has its times until it runs again."""
+    """One step, ready to run: on CUDA a graph with the events inside. The clock has its marks until it runs again."""
 
     work: Phase
     clock: Clock
@@ -148,8 +148,9 @@ def marked(phases: list[Phase], clock: Clock) -> None:
 
 
 def programs(steps: list[Step], device: torch.device) -> list[Program]:
-    """The kinds of step in turn, and that several times over: times are read while later steps run."""
-    phases = [prepared(step.phases(), device) for step in steps] * (SLACK + 1)
+    """The kinds of step in turn, and that several times over: a step's times, and those of the gap before it, are read
+    while `SLACK` later steps run."""
+    phases = [prepared(step.phases(), device) for step in steps] * (SLACK + 2)
     clocks = [clock_for(device) for _ in phases]
     works = recorded([partial(marked, *pair) for pair in zip(phases, clocks, strict=True)], device)
     return [Program(work, clock) for work, clock in zip(works, clocks, strict=True)]
@@ -166,7 +167,7 @@ class Decoder:
         sequences.log.reset()  # steps are run before they are captured, and decoders share a log: it must not fill up
         self.steps = [Step(method, forward, kind) for kind in range(len(method.rows))]
         self.programs = programs(self.steps, sequences.device)
-        self.times: list[list[float]] = []  # per step, of each phase, in milliseconds
+        self.times: list[list[float]] = []  # per step, of the gap before it and of each phase, in milliseconds
 
     @property
     def clock(self) -> Clock:
@@ -190,15 +191,16 @@ class Decoder:
 
     def run(self, max_new_tokens: int) -> None:
         """The loop. Each step keeps at least one token per sequence that is not done."""
-        self.times, running = [], deque[Clock]()
+        clocks: list[Clock] = []
+        self.times = []
         for step in range(max_new_tokens + SLACK):
-            running.append(self.programs[step % len(self.programs)].run())
-            if len(running) > SLACK:
-                self.times.append(running.popleft().intervals())
+            clocks.append(self.programs[step % len(self.programs)].run())
+            if step >= SLACK:
+                self.times.append(times(clocks, step - SLACK))
             if self.done.seen(step):
                 break
         synchronize(self.sequences.device)  # the flag that ended the loop tells nothing of the last steps' events
-        self.times += [clock.intervals() for clock in running]
+        self.times += [times(clocks, step) for step in range(len(self.times), len(clocks))]
 
     def launch(self, steps: int) -> None:
         """Some steps, which a CUDA device is left to run; nobody asks after their times."""
@@ -208,12 +210,19 @@ class Decoder:
     def collect(self, lengths: list[int], prefill_ms: float, wall_ms: float) -> Raw:
         """Bring everything to the host."""
         log, steps = self.sequences.log, len(self.times)
-        phases = {name: list(times) for name, times in zip(PHASES, zip(*self.times, strict=True), strict=True)}
+        gaps, *phases = map(list, zip(*self.times, strict=True))
         tokens, ends = self.sequences.tokens.tolist(), self.sequences.lengths.tolist()
         accepted, drafted = log.counts[:steps].transpose(0, 1).tolist()
         rows = [self.method.rows[step % len(self.method.rows)] for step in range(steps)]
         new = [ids[start:end] for ids, start, end in zip(tokens, lengths, ends, strict=True)]
-        return Raw(new, accepted, drafted, log.evidence[:steps].cpu(), rows, phases, prefill_ms, wall_ms)
+        return Raw(new, accepted, drafted, log.evidence[:steps].cpu(), rows,
+                   dict(zip(PHASES, phases, strict=True)), gaps, prefill_ms, wall_ms)
+
+
+def times(clocks: list[Clock], step: int) -> list[float]:
+    """Milliseconds of the gap before a step and of its phases; `clocks`: those of all steps."""
+    phases = clocks[step].intervals()  # waits until the step is over
+    return [clocks[step].since(clocks[step - 1]) if step else 0.0, *phases]
 
 
 class DoneFlag:

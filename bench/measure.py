@@ -116,29 +116,29 @@ def record(job: Job, raw: Raw, row: int, facts: dict[str, Any], end_ids: frozens
     """The record of sequence `row` of the batch."""
     question, accepted = job.group.questions[row], [counts[row] for counts in raw.accepted]
     text = clip(raw.tokens[row], accepted, facts["max_new_tokens"], end_ids)
-    steps, phases = len(text.kept), rounded(raw.phases)
+    steps, (gaps, phases) = len(text.kept), rounded(raw)
     return Record(
         method=job.label, question_id=question.question_id, category=question.category, turn=job.turn,
         repeat=job.repeat, group=job.group.number, batch=len(job.prompts), prompt_tokens=len(job.prompts[row].ids),
         tokens=text.tokens, rows=raw.rows[:steps], drafted=[counts[row] for counts in raw.drafted[:steps]],
         accepted=accepted[:steps], kept=text.kept,
-        phases={name: times[:steps] for name, times in phases.items()},
+        phases={name: times[:steps] for name, times in phases.items()}, gaps=gaps[:steps],
         discarded_ms=round(sum(sum(times[steps:]) for times in phases.values()), DIGITS),
         prefill_ms=round(raw.prefill_ms, DIGITS), wall_ms=round(raw.wall_ms, DIGITS),
         rejection=evidence(raw, row, steps) if facts["lossless"] == "reject" else None, settings=facts,
         prompt=digest(job.prompts[row].ids))
 
 
-def rounded(phases: dict[str, list[float]]) -> dict[str, list[float]]:
-    """Phase times of all steps, in milliseconds to the microsecond: CUDA events tell half of one apart.
+def rounded(raw: Raw) -> tuple[list[float], dict[str, list[float]]]:
+    """Gaps and phase times of all steps, in milliseconds to the microsecond: CUDA events tell half of one apart.
 
     The borders between phases are rounded, not the times between them, so that errors do not add up: any stretch of
-    steps, and so decode time and closure, keeps its length to a microsecond.
+    steps, and so decode time, keeps its length to a microsecond.
     """
-    times = np.array(list(phases.values())).T  # [steps, phases]
+    times = np.array([raw.gaps, *raw.phases.values()]).T  # [steps, 1 + phases]
     borders = (times.cumsum() * 10**DIGITS).round()
-    whole = np.diff(borders, prepend=0).reshape(times.shape) / 10**DIGITS
-    return dict(zip(phases, whole.T.tolist(), strict=True))
+    gaps, *phases = (np.diff(borders, prepend=0).reshape(times.shape) / 10**DIGITS).T.tolist()
+    return gaps, dict(zip(raw.phases, phases, strict=True))
 
 
 def evidence(raw: Raw, row: int, steps: int) -> dict[str, float]:

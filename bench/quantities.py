@@ -23,8 +23,8 @@ def quantities(df: pd.DataFrame) -> pd.DataFrame:
 
     tokens         new ids after clipping
     steps          target forwards up to and including the last one that contributed a token
-    decode_ms      sum of the phases of those steps
-    executed_ms    decode_ms and the steps after them (discarded)
+    decode_ms      from the start of the first step to the end of the last of those: phases, and gaps between steps
+    executed_ms    phases of those steps and of the steps after them (discarded)
     acceptance     tokens / steps
     closure        executed_ms / wall_ms: how much of the host's time the phases explain
     ttft_ms        prefill and first step: time to the first token
@@ -37,8 +37,9 @@ def quantities(df: pd.DataFrame) -> pd.DataFrame:
     out = df[[*BATCH, "question_id", "category", "batch", "wall_ms", "prefill_ms"]].copy()
     out["tokens"] = df.tokens.map(len)
     out["steps"] = steps
-    out["decode_ms"] = rows.sum(axis=1)
-    out["executed_ms"] = out.decode_ms + df.discarded_ms
+    phases_ms = rows.sum(axis=1)
+    out["decode_ms"] = phases_ms + _sums(df.gaps)
+    out["executed_ms"] = phases_ms + df.discarded_ms
     out["acceptance"] = out.tokens / steps
     out["closure"] = out.executed_ms / out.wall_ms
     out["ttft_ms"] = df.prefill_ms + first

@@ -24,7 +24,7 @@ import pandas as pd
 
 from bench.errors import BenchError
 
-SCHEMA = 1
+SCHEMA = 2  # records of 1 have no gaps: read as 0
 FILE = "records.jsonl"
 BASELINE = "autoregressive"
 TWIN = "autoregressive-twin"
@@ -52,7 +52,8 @@ class Record:
     accepted: list[int]  # accepted draft tokens, before clipping
     kept: list[int]  # tokens that reached the text, after clipping
     phases: dict[str, list[float]]  # ms
-    discarded_ms: float  # executed steps after the last contributing one
+    gaps: list[float]  # ms since the step before, 0 for the first
+    discarded_ms: float  # phases of the executed steps after the last contributing one
     prefill_ms: float  # the prompt without its last token
     wall_ms: float  # host time around the decode loop of the whole batch
     rejection: dict[str, float] | None  # {"excess", "variance", "tested"} of methods verified by rejection
@@ -81,6 +82,8 @@ class Record:
             raise BenchError("not a record: an object with an integer 'schema' is expected")
         if data["schema"] > SCHEMA:
             raise BenchError(f"schema {data['schema']} is newer than the newest known, {SCHEMA}: update ptp-bench")
+        if data["schema"] == 1 and isinstance(data.get("kept"), list):
+            data["gaps"] = [0.0] * len(data["kept"])
         missing = [field.name for field in fields(cls) if field.default is MISSING and field.name not in data]
         if missing:
             raise BenchError(f"the record lacks {', '.join(missing)}")
@@ -112,7 +115,7 @@ def _contradiction(record: Record) -> str | None:
     steps = len(record.kept)
     if set(record.phases) != set(PHASES):
         return f"its phases are {sorted(record.phases)}, not {', '.join(PHASES)}"
-    lists = {name: getattr(record, name) for name in COUNTS} | record.phases
+    lists = {name: getattr(record, name) for name in (*COUNTS, "gaps")} | record.phases
     uneven = [f"{len(values)} {name}" for name, values in lists.items() if len(values) != steps]
     if uneven:
         return f"{steps} kept but {', '.join(uneven)}: lists per step must be equally long"
@@ -137,7 +140,7 @@ def _bad_step(record: Record) -> str | None:
 
 def _bad_time(record: Record) -> str | None:
     times = [record.discarded_ms, record.prefill_ms, record.wall_ms]
-    times += [time for phase in record.phases.values() for time in phase]
+    times += [time for phase in [record.gaps, *record.phases.values()] for time in phase]
     if all(math.isfinite(time) and time >= 0 for time in times):
         return None
     return "a time is negative or not finite"
@@ -283,10 +286,11 @@ def frame(records: Iterable[Record]) -> pd.DataFrame:
     rows = [vars(record) for record in records]
     if not rows:
         raise BenchError("there are no records: the run was stopped before its first prompt was done")
-    plain = [field.name for field in fields(Record) if field.name not in {"phases", "tokens", *COUNTS}]
+    plain = [field.name for field in fields(Record) if field.name not in {"phases", "gaps", "tokens", *COUNTS}]
     columns: dict[str, Any] = {name: [row[name] for row in rows] for name in plain}
     for name in ("tokens", *COUNTS):
         columns[name] = pd.Series([np.asarray(row[name], np.int64) for row in rows], dtype=object)
     for name in PHASES:
         columns[name] = pd.Series([np.asarray(row["phases"][name], np.float64) for row in rows], dtype=object)
+    columns["gaps"] = pd.Series([np.asarray(row["gaps"], np.float64) for row in rows], dtype=object)
     return pd.DataFrame(columns)

@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import torch
 
@@ -27,6 +28,10 @@ class HostClock:
     def intervals(self) -> list[float]:
         """Milliseconds between neighbouring marks."""
         return [(b - a) / 1e6 for a, b in pairwise(self.marks)]
+
+    def since(self, earlier: Any) -> float:
+        """Milliseconds from the last mark of another clock of this kind to the first of this one."""
+        return (self.marks[0] - earlier.marks[-1]) / 1e6
 
 
 @dataclass
@@ -57,6 +62,10 @@ class CudaClock:
         if events:
             events[-1].synchronize()
         return [a.elapsed_time(b) for a, b in pairwise(events)]
+
+    def since(self, earlier: Any) -> float:
+        """Milliseconds from the last mark of another clock of this kind to the first of this one, both long passed."""
+        return earlier.events[earlier.used - 1].elapsed_time(self.events[0])
 
 
 Clock = HostClock | CudaClock

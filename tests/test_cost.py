@@ -56,7 +56,7 @@ def test_what_steps_must_read():
     model = tiny.transformer()
     sequences = Sequences(model, 2, context=20, widest=4)
     prompts = [Prompt([1] * length, NoiseKey(0, length)) for length in (3, 5)]
-    raw = Raw([[1] * 4, [1] * 2], [], [], torch.zeros(0), [1] * 4, {}, 0.0, 0.0)
+    raw = Raw([[1] * 4, [1] * 2], [], [], torch.zeros(0), [1] * 4, {}, [0.0] * 4, 0.0, 0.0)
     c = model.config
     row = 2 * c.layers * c.kv_heads * c.head_dim * 8  # keys and values, float64
     weights = sum(p.numel() for p in model.parameters()) - c.vocab * c.hidden  # the embedding is looked up

@@ -159,7 +159,8 @@ def test_what_raw_says():
     assert raw.rows == [4] * steps
     assert raw.drafted == [[3] * 3] * steps
     assert not raw.evidence.any()  # `match` has none
-    inside = sum(sum(times) for times in raw.phases.values())
+    assert len(raw.gaps) == steps and raw.gaps[0] == 0 and min(raw.gaps[1:]) > 0
+    inside = sum(raw.gaps) + sum(sum(times) for times in raw.phases.values())
     assert 0.5 * raw.wall_ms < inside <= raw.wall_ms
     assert raw.prefill_ms > 0
     for i, tokens in enumerate(raw.tokens):

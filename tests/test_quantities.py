@@ -32,17 +32,18 @@ SPLIT = phases(propose=[1.0, 2.0], forward=[5.0, 6.0], verify=[0.5, 0.25], commi
 
 
 def test_quantities():
-    record = handmade("m", 1, [3, 1], prefill_ms=4.0, phases=SPLIT, discarded_ms=4.0, wall_ms=25.0, rows=[5, 4])
+    record = handmade("m", 1, [3, 1], prefill_ms=4.0, phases=SPLIT, gaps=[0.0, 2.0], discarded_ms=4.0, wall_ms=25.0,
+                      rows=[5, 4])
     row = quantities(frame([record])).iloc[0]
     assert (row.tokens, row.steps) == (4, 2)
-    assert row.decode_ms == 7 + 9
+    assert row.decode_ms == 7 + 2 + 9
     assert row.executed_ms == 20
     assert row.acceptance == 2
     assert row.closure == 0.8
     assert row.ttft_ms == 4 + 7
     assert row.rows_per_step == 4.5
-    assert row.tpot_ms == 4
-    assert row.tokens_per_s == 250
+    assert row.tpot_ms == 4.5
+    assert row.tokens_per_s == 1000 / 4.5
 
 
 def test_a_text_without_tokens():

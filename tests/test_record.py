@@ -43,6 +43,7 @@ def consistent(draw):
         accepted=accepted,
         kept=kept,
         phases={name: [draw(time_ms) for _ in kept] for name in PHASES},
+        gaps=[draw(time_ms) for _ in kept],
         wall_ms=draw(time_ms),
     )
 
@@ -75,17 +76,19 @@ def change(record: Record, name: str, index: int, value: int) -> Record:
         (change(GOOD, "accepted", 0, GOOD.drafted[0] + 1), "accepted <= drafted"),
         (change(GOOD, "accepted", 0, -1), "accepted <= drafted"),
         (replace(GOOD, tokens=[1, 2], kept=[2], accepted=[0], drafted=[4], rows=[5],
-                 phases={name: [1.0] for name in PHASES}), "kept <= accepted + 1"),
+                 phases={name: [1.0] for name in PHASES}, gaps=[0.0]), "kept <= accepted + 1"),
         (replace(GOOD, rows=GOOD.rows[:-1]), "equally long"),
         (replace(GOOD, drafted=[*GOOD.drafted, 1]), "equally long"),
         (replace(GOOD, phases=GOOD.phases | {"verify": []}), "equally long"),
+        (replace(GOOD, gaps=[]), "equally long"),
+        (change(GOOD, "gaps", 0, -1), "negative"),
         (replace(GOOD, phases={"forward": GOOD.phases["forward"]}), "phases are"),
         (replace(GOOD, wall_ms=float("nan")), "not finite"),
         (replace(GOOD, prefill_ms=-1.0), "negative"),
         (change(GOOD, "rows", 0, 0), "rows >= 1"),
         (replace(GOOD, rows=[*GOOD.rows, 1], drafted=[*GOOD.drafted, 0], accepted=[*GOOD.accepted, 0],
-                 kept=[*GOOD.kept, 0], phases={name: [*GOOD.phases[name], 1.0] for name in PHASES}),
-         "last step contributed no token"),
+                 kept=[*GOOD.kept, 0], phases={name: [*GOOD.phases[name], 1.0] for name in PHASES},
+                 gaps=[*GOOD.gaps, 0.0]), "last step contributed no token"),
     ],
 )  # fmt: skip
 def test_contradictions_are_refused(bad, words, tmp_path):
@@ -100,7 +103,7 @@ def test_contradictions_are_refused(bad, words, tmp_path):
 
 def test_a_step_may_keep_nothing():
     check(replace(GOOD, tokens=[5], rows=[3, 3], drafted=[0, 2], accepted=[0, 0], kept=[0, 1],
-                  phases={name: [1.0, 1.0] for name in PHASES}))  # fmt: skip
+                  phases={name: [1.0, 1.0] for name in PHASES}, gaps=[0.0, 0.5]))  # fmt: skip
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".xz"])
@@ -173,7 +176,7 @@ def doubled(lines):
     ("spoil", "words"),
     [
         (corrupt, "line 2 is corrupt"),
-        (newer, "line 2: schema 2 is newer"),
+        (newer, f"line 2: schema {SCHEMA + 1} is newer"),
         (lacking, "line 2: the record lacks question_id"),
         (mistyped, "line 2: a field has the wrong type"),
         (doubled, "line 2 repeats"),
@@ -187,6 +190,18 @@ def test_bad_line_in_the_middle(tmp_path, spoil, words):
     with pytest.raises(BenchError, match=words), Writer(tmp_path, resume=True):
         pass
     assert (tmp_path / FILE).read_bytes() == before
+
+
+def test_records_of_schema_1_have_no_gaps(tmp_path):
+    """They are read as if a step followed the one before at once."""
+    old = json.loads(RUN[0].to_json()) | {"schema": 1}
+    del old["gaps"]
+    (tmp_path / FILE).write_text(json.dumps(old) + "\n")
+    [record] = read(tmp_path)
+    assert record.gaps == [0.0] * len(record.kept) and replace(record, schema=SCHEMA, gaps=RUN[0].gaps) == RUN[0]
+    (tmp_path / FILE).write_text(json.dumps(old | {"schema": 2}) + "\n" + RUN[1].to_json() + "\n")
+    with pytest.raises(BenchError, match="line 1: the record lacks gaps"):
+        read(tmp_path)
 
 
 def test_a_directory_with_records_is_refused_unless_resumed(tmp_path):

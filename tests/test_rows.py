@@ -53,7 +53,7 @@ def test_every_point_is_replayed_once_a_round_in_another_order():
 def test_the_step_is_the_sum_of_its_phases():
     phases = {"propose": [1.0, 2.0], "forward": [10.0, 20.0], "verify": [0.5, 0.5], "commit": [0.0, 0.0],
               "observe": [0.0, 1.0]}
-    raw = Raw([[1, 1]], [], [], torch.zeros(0), [1, 1], phases, 0.0, 0.0)
+    raw = Raw([[1, 1]], [], [], torch.zeros(0), [1, 1], phases, [0.0, 0.0], 0.0, 0.0)
     assert list(rows.steps_of(raw)) == [(10.0, 11.5), (20.0, 23.5)]
 
 
