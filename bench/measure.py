@@ -8,6 +8,7 @@ import numpy as np
 from bench import drafters, provenance
 from bench.clip import clip
 from bench.loop import Decoder, Method, Raw
+from bench.memory import small_workspace
 from bench.methods import METHODS, REFERENCES, Entry, Reference
 from bench.noise import NoiseKey
 from bench.plan import Group
@@ -39,6 +40,7 @@ class Team:
 
     def __init__(self, settings: RunSettings, target: Target, context: int):
         """`context`: longest prompt plus answer. BenchError for what a method or a reference cannot do."""
+        small_workspace()
         self.settings, self.target, self.context = settings, target, context
         self.end_ids: frozenset[int] = frozenset() if settings.ignore_eos else target.end_ids
         self.entries, self.facts, law = settings.lineup(), described(settings), settings.law()
