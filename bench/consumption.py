@@ -44,7 +44,7 @@ class Meter:
             return None
 
     def peak_bytes(self) -> int:
-        """CUDA: most that tensors held since the meter was made, graphs included if they were captured since.
+        """CUDA: most that tensors held since the meter was made, or since phases were last compiled: captures included.
 
         CPU: most that the process ever had resident, its libraries and the loading of the model included.
         """

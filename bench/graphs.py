@@ -24,6 +24,7 @@ def prepared(phases: list[Phase], device: torch.device, warmups: int = 3) -> lis
                 phase()
     torch.cuda.current_stream(device).wait_stream(stream)
     torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)  # the compiler tried kernels out in a buffer as large as the L2 cache
     return phases
 
 
