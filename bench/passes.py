@@ -100,7 +100,7 @@ class Passes:
             for job in self.jobs(section.order(place), place):
                 fresh: list[Record] = []
                 if not self.is_done(job):
-                    fresh = [r for r in rigs[len(job.prompts)].decode(job) if r.key not in self.writer.done]
+                    fresh = rigs[len(job.prompts)].decode(job)
                     self.writer.append(*fresh)
                     self.answers |= first_answers(fresh)
                 progress.advance(fresh)

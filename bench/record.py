@@ -66,6 +66,11 @@ class Record:
         """What identifies a record within a run."""
         return self.method, self.question_id, self.turn, self.repeat
 
+    @property
+    def execution(self) -> tuple[str, int, int, int]:
+        """What identifies the batch that it was decoded in."""
+        return self.method, self.repeat, self.turn, self.group
+
     def to_json(self) -> str:
         """One line of JSON without a newline; raises ValueError where a number is not finite."""
         return json.dumps(asdict(self), separators=(",", ":"), allow_nan=False)
@@ -149,7 +154,7 @@ def _bad_time(record: Record) -> str | None:
 def read(path: str | Path) -> list[Record]:
     """Records of a run directory, of a records.jsonl, or of one compressed by gzip (.gz) or xz (.xz).
 
-    A torn last line is dropped with a note on stderr. Raises BenchError for a missing or damaged file, a
+    A torn last batch is dropped with a note on stderr. Raises BenchError for a missing or damaged file, a
     newer schema, a corrupt line (with its number), an inconsistent record, or a record that occurs twice.
     """
     path = Path(path)
@@ -169,25 +174,37 @@ def read(path: str | Path) -> list[Record]:
 
 
 def _parse(data: bytes, path: Path) -> tuple[list[Record], int]:
-    """The records, and how many bytes of `data` they fill: less than all where the last line is torn."""
+    """The records of whole batches, and how many bytes of `data` they fill: less than all where the last is torn."""
     records: dict[Key, Record] = {}
     lines = data.splitlines(keepends=True)
-    end = 0
     for number, line in enumerate(lines, start=1):
         try:
             record = Record.from_json(line)
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             if number == len(lines):
-                print(f"note: dropped the torn last line ({number}) of {path.name}", file=sys.stderr)
                 break
-            raise BenchError(f"{path} line {number} is corrupt: delete or repair that line") from error
+            raise BenchError(f"{path} line {number} is corrupt: repair it, or delete all lines of its batch") from error
         except BenchError as error:
             raise BenchError(f"{path} line {number}: {error}") from error
         if record.key in records:
             raise BenchError(f"{path} line {number} repeats {record.key}: delete one of the two lines")
         records[record.key] = record
-        end += len(line)
-    return list(records.values()), end
+    whole = _without_torn_batch(list(records.values()))
+    if len(whole) < len(lines):
+        print(f"note: dropped the torn last batch (from line {len(whole) + 1}) of {path.name}", file=sys.stderr)
+    return whole, sum(map(len, lines[: len(whole)]))
+
+
+def _without_torn_batch(records: list[Record]) -> list[Record]:
+    """All but the last batch where some of its records are missing: a batch is one write, and times of one execution.
+
+    Only the last can be torn: nothing is written behind it before it has been dropped.
+    """
+    if not records:
+        return []
+    last = records[-1]
+    there = sum(record.execution == last.execution for record in records)
+    return records[:-there] if there < last.batch else records
 
 
 class Writer:
@@ -229,7 +246,7 @@ class Writer:
         self._file.close()
 
     def _recover(self, path: Path) -> None:
-        """Take over what an earlier run left, cutting off a torn last line."""
+        """Take over what an earlier run left, cutting off a torn last batch."""
         self._file.seek(0)
         data = self._file.read()
         if data and not self.resume:
@@ -250,7 +267,7 @@ class Writer:
         for record in records:
             check(record)
             if record.key in self.done | keys:
-                raise BenchError(f"{record.key} was measured already")
+                raise BenchError(f"{record.key} was measured already: delete what is left of its batch")
             keys.add(record.key)
         self._put("".join(record.to_json() + "\n" for record in records).encode())
         self.records += records

@@ -8,6 +8,7 @@ import random
 import signal
 import time
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,7 @@ def test_torn_last_line(tmp_path, cut, capsys):
     whole = [record.to_json() for record in RUN[:3]]
     (tmp_path / FILE).write_text("\n".join([*whole, RUN[3].to_json()[:cut]]))
     assert read(tmp_path) == RUN[:3]
-    assert "torn last line (4)" in capsys.readouterr().err
+    assert "torn last batch (from line 4)" in capsys.readouterr().err
     with Writer(tmp_path, resume=True) as writer:
         assert writer.records == RUN[:3]
         assert writer.done == {record.key for record in RUN[:3]}
@@ -142,6 +143,27 @@ def test_torn_last_line(tmp_path, cut, capsys):
         assert writer.done == {record.key for record in RUN}
     assert read(tmp_path) == RUN
     assert "torn" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_batch_that_was_cut_at_any_byte_is_dropped_as_a_whole(tmp_path, size, capsys):
+    """Five questions in batches of three: of 3 and of 2."""
+    run = synthetic.records(shape=synthetic.Shape(questions=5, repeats=1, batch=3, tokens=2))
+    short = [replace(record, settings={}) for record in run]
+    before, *others = [[*batch] for _, batch in groupby(short, lambda record: record.execution)]
+    last = next(batch for batch in others if len(batch) == size)
+    first, data = ("".join(record.to_json() + "\n" for record in part).encode() for part in (before, before + last))
+    for end in range(len(first) + 1, len(data) - 1):
+        (tmp_path / FILE).write_bytes(data[:end])
+        assert read(tmp_path) == before
+        with Writer(tmp_path, resume=True) as writer:
+            assert writer.records == before
+            writer.append(*last)
+        note = f"note: dropped the torn last batch (from line {len(before) + 1}) of {FILE}\n"
+        assert capsys.readouterr().err == note * 2
+        assert (tmp_path / FILE).read_bytes() == data
+    (tmp_path / FILE).write_bytes(data[:-1])
+    assert read(tmp_path) == before + last
 
 
 def test_last_line_without_newline_is_whole(tmp_path):

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ from baselines.autoregressive import Autoregressive
 from bench import measure, methods, passes, prompts, report, run, zoo
 from bench.__main__ import main
 from bench.plan import Prompter
-from bench.record import BASELINE, FILE, TWIN, read
+from bench.record import BASELINE, FILE, TWIN, Record, read
 
 LABELS = {BASELINE, TWIN, "prompt_lookup:k=3", "draft_model:draft=[tiny:seed=1,layers=1]:k=2"}
 TURNS = {1: ("writing", ["Say a word.", "And again?", "Once more."]), 2: ("qa", ["Who is there?"]),
@@ -120,12 +121,35 @@ def test_a_batch_gives_the_same_texts(whole):
     assert main(argv("batch", "--batch", "3", "--repeats", "1")) == 0
     found = read("batch")
     assert {r.key: r.tokens for r in found} == {r.key: r.tokens for r in whole if r.repeat == 0}
+    assert_batches_are_whole(found)
+    assert {r.batch for r in found if r.question_id in (2, 3, 5)} == {3}
     for record in found:
-        together = [r for r in found if (r.method, r.turn, r.group) == (record.method, record.turn, record.group)]
+        assert {len(TURNS[r.question_id][1]) for r in found if r.execution == record.execution} == {
+            len(TURNS[record.question_id][1])}
+
+
+def assert_batches_are_whole(found: list[Record]) -> None:
+    """All sequences of a batch left a record, and all of one execution."""
+    for record in found:
+        together = [r for r in found if r.execution == record.execution]
         assert len(together) == record.batch
         assert {r.wall_ms for r in together} == {record.wall_ms}
-        assert len({len(TURNS[r.question_id][1]) for r in together}) == 1
-    assert {r.batch for r in found if r.question_id in (2, 3, 5)} == {3}
+
+
+def test_a_torn_batch_is_decoded_anew_as_a_whole():
+    """Killed in mid-write, with some lines of a batch of three on disk."""
+    assert main(argv("whole-batches", "--batch", "3", "--repeats", "1")) == 0
+    found, data = read("whole-batches"), Path("whole-batches", FILE).read_bytes().splitlines(keepends=True)
+    last = max(number for number, record in enumerate(found) if record.batch == 3) - 2  # its first record
+    for lines, torn in ((1, b""), (2, b""), (2, data[last + 2][:99])):
+        out = shutil.copytree("whole-batches", f"torn-{lines}-{len(torn)}")
+        Path(out, FILE).write_bytes(b"".join(data[: last + lines]) + torn)
+        assert main(["run", "--resume", out]) == 0
+        again = read(out)
+        assert {r.key: r.tokens for r in again} == {r.key: r.tokens for r in found}
+        assert_batches_are_whole(again)
+        assert again[:last] == found[:last]
+        assert all(new.wall_ms != old.wall_ms for new, old in zip(again[last:], found[last:], strict=True))
 
 
 def test_end_of_text_can_be_ignored(here):
