@@ -2,6 +2,8 @@
 
 import argparse
 import importlib
+import multiprocessing
+import signal
 import sys
 from typing import NoReturn
 
@@ -37,8 +39,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; its exit status, or 2 after one line on stderr where the user can mend something."""
+    """Run one command; its exit status, or 2 after one line on stderr where the user can mend something.
+
+    `kill` is Ctrl-C: a command keeps what it has, and the exit status is the same.
+    """
     argv = sys.argv[1:] if argv is None else argv
+    signal.signal(signal.SIGTERM, interrupt)
     try:
         return dispatch(argv)
     except BenchError as error:
@@ -49,6 +55,13 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # `... | head` has seen enough
         sys.stderr.close()
         return 1
+
+
+def interrupt(*_: object) -> NoReturn:
+    """Stop at a signal, and whatever runs in processes of their own: on a terminal Ctrl-C reaches those by itself."""
+    for child in multiprocessing.active_children():
+        child.terminate()
+    raise KeyboardInterrupt
 
 
 def dispatch(argv: list[str]) -> int:

@@ -1,16 +1,20 @@
 """Bad input: one clear line, status 2, nothing left behind. And what the other commands print."""
 
 import json
+import multiprocessing
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from bench.__main__ import COMMANDS, main
-from bench.record import FILE
+from bench.__main__ import COMMANDS, interrupt, main
+from bench.record import FILE, read
 
 GOOD = {"question_id": 1, "category": "qa", "turns": ["How far is it?"]}
 
@@ -114,3 +118,44 @@ def test_help_of_the_whole_needs_no_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert all(name in done.stdout for name in COMMANDS)
     assert done.stdout.endswith("False\n")
+
+
+def killed(begun: Callable[[], bool], *argv: str) -> tuple[int, str, str]:
+    """Exit status, output and errors of a command that is killed, as `kill` does it, once it has begun."""
+    command = [sys.executable, "-m", "bench", *argv]
+    with Path("said").open("w") as said:
+        process = subprocess.Popen(command, stdout=said, stderr=subprocess.PIPE, text=True)
+    while not begun():
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.01)
+    process.terminate()
+    errors = process.communicate(timeout=60)[1]
+    return process.returncode, Path("said").read_text(), errors
+
+
+def test_kill_is_ctrl_c_to_a_run():
+    records = Path("out", FILE)
+    status, said, errors = killed(lambda: records.exists() and records.stat().st_size > 0, "run", "--suite", "smoke",
+                                  "--device", "cpu", "--repeats", "1000", "--out", "out")
+    assert (status, errors) == (130, "")
+    assert "what was measured is kept: go on with  python -m bench run --resume out" in said
+    assert read("out")
+
+
+@pytest.mark.slow
+def test_kill_is_ctrl_c_to_cost():
+    """Which measures in other processes: they end too, without a word."""
+    status, said, errors = killed(lambda: "prompt_lookup ..." in Path("said").read_text(), "cost", "--suite", "smoke",
+                                  "--methods", "prompt_lookup", "--device", "cpu", "--seconds", "1", "--out", "out")
+    assert (status, errors) == (130, "stopped: kept is what autoregressive gave\n")
+    assert "Cost of tiny" in said
+    assert list(json.loads(Path("out/cost.json").read_text())) == ["autoregressive"]
+
+
+def test_a_signal_stops_the_processes_that_a_command_began():
+    child = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,))
+    child.start()
+    with pytest.raises(KeyboardInterrupt):
+        interrupt()
+    child.join(60)
+    assert child.exitcode == -signal.SIGTERM
