@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from bench import report
+from bench import destination, report
 from bench.canvas import FAINT, INK, PAPER, Picture, canvas, legend, wrapped
 from bench.compare import circumstances, unlike
 from bench.contents import Run, load
@@ -42,6 +42,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(args: argparse.Namespace) -> int:
     """Write batches.md, .tex and .html, tables and figures."""
+    destination.check(args.out)
     paths = report.publish(compose([load(run) for run in args.runs]), args.out, NAME)
     print(f"wrote {paths.markdown}, {len(paths.tables)} tables and {len(paths.figures)} figures")
     return 0

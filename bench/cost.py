@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 
-from bench import journal, prompts, suite, zoo
+from bench import destination, journal, prompts, suite, zoo
 from bench.clip import clip
 from bench.consumption import Meter, copied_bytes_per_s
 from bench.errors import BenchError
@@ -157,12 +157,9 @@ def read_bytes(sequences: Sequences, batch: list[Prompt], raw: Raw) -> float:
 
 def write(directory: Path, found: dict[str, Cost]) -> None:
     """cost.json, as the report reads it. BenchError where that cannot be written."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        content = json.dumps({label: asdict(cost) for label, cost in found.items()}, indent=1)
+    content = json.dumps({label: asdict(cost) for label, cost in found.items()}, indent=1)
+    with destination.writing(directory):
         (directory / FILE).write_text(content + "\n", encoding="utf-8")
-    except OSError as error:
-        raise BenchError(f"cannot write to {directory} ({error.strerror}): choose another --out") from error
 
 
 def table(found: dict[str, Cost], settings: RunSettings) -> Table:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import prompts, zoo
+from bench import destination, prompts, zoo
 from bench.errors import BenchError
 from bench.filters import spoken
 from bench.memory import memory_limits
@@ -59,6 +59,7 @@ def command(args: argparse.Namespace) -> int:
     """Exit status: 0, or 1 when `--check` found something."""
     refuse_nonsense(args)
     args.shard = args.shard or 8 * args.batch
+    destination.check(args.out)
     out, device = console(), find_device(args.device)
     dtype = find_dtype(args.dtype, device)
     questions = prompts.load(args.check) if args.check else []

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from bench import journal, prompts, provenance, record, suite, zoo
+from bench import destination, journal, prompts, provenance, record, suite, zoo
 from bench.compare import unlike
 from bench.conclude import conclude
 from bench.curves import processor
@@ -47,8 +47,10 @@ def command(args: argparse.Namespace) -> int:
     pieces = ordered([read(path) for path in args.parts])
     whole = replace(journal.settings(pieces[0].path), part=WHOLE)
     settings = suite.continued(whole, suite.given(args))
+    directory = args.out or free_directory(settings.suite)
+    destination.check(directory)
     with memory_limits(settings.device):
-        return join(pieces, settings, args.out or free_directory(settings.suite), console())
+        return join(pieces, settings, directory, console())
 
 
 def read(path: Path) -> Piece:

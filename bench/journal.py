@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bench import provenance
+from bench import destination, provenance
 from bench.errors import INTERRUPTED, BenchError
 from bench.prompts import Question, fingerprint
 from bench.suite import RunSettings
@@ -24,11 +24,16 @@ def settings(directory: Path) -> RunSettings:
 
 
 def place(run: Path | None, out: Path | None) -> Path | None:
-    """Where a later pass over `run` writes. BenchError for a directory of another run, whose settings may differ."""
+    """Where a later pass over `run` writes.
+
+    BenchError for a directory of another run, whose settings may differ, and for one that cannot be written.
+    """
     if out and out != run and (out / FILE).exists():
         raise BenchError(f"{out} holds a run: name it in front of the flags, so that its settings hold, or choose "
                          "another --out")
-    return out or run
+    if directory := out or run:
+        destination.check(directory)
+    return directory
 
 
 def until_stopped(measured: Iterable[tuple[str, T]]) -> tuple[dict[str, T], int]:
@@ -90,8 +95,6 @@ def read(directory: Path) -> dict[str, Any]:
 def write(directory: Path, whole: dict[str, Any]) -> None:
     """Replace the file in one go."""
     fresh = directory / f".{FILE}"
-    try:
+    with destination.writing(directory):
         fresh.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
         fresh.replace(directory / FILE)
-    except OSError as error:
-        raise BenchError(f"cannot write to {directory} ({error.strerror}): choose another --out") from error

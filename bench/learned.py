@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bench import drafters, report
+from bench import destination, drafters, report
 from bench.errors import BenchError
 from bench.layout import in_words
 from bench.learning import FILE
@@ -22,12 +22,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(args: argparse.Namespace) -> int:
     """Keep the cards' curves, write learning.md, .tex and .html. BenchError for a file that has none."""
+    destination.check(args.out)
     cards = {path.stem: kept(path) for path in args.files}
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
+    with destination.writing(args.out):
         (args.out / FILE).write_text(json.dumps(cards, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise BenchError(f"cannot write to {args.out} ({error.strerror}): choose another --out") from error
     paths = report.write(args.out)
     print(f"wrote {paths.markdown}, {len(paths.tables)} tables and {len(paths.figures)} figures")
     return 0

@@ -17,7 +17,7 @@ from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity
 
-from bench import journal, prompts, provenance, report, suite, zoo
+from bench import destination, journal, prompts, provenance, report, suite, zoo
 from bench.consumption import copied_bytes_per_s
 from bench.contents import COST_ONLY
 from bench.cost import read_bytes
@@ -73,9 +73,10 @@ def command(args: argparse.Namespace) -> int:
         raise BenchError("profile decodes as many questions as --batch says, once: leave out --limit, --repeats and "
                          "--part")
     settings, out = suite.chosen(named), console()
+    directory = args.out or free_directory(NAME)
+    destination.check(directory)
     with memory_limits(settings.device):
         found = profiled(settings)
-    directory = args.out or free_directory(NAME)
     paths = report.publish(found, directory, NAME)
     for table in found.sections[0].tables:
         show(table, out)

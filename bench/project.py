@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bench import curves, report, stats
+from bench import curves, destination, report, stats
 from bench.canvas import FAINT, INK, PAPER, Picture, canvas, legend, wrapped
 from bench.contents import Run, load
 from bench.curves import Curve, processor
@@ -47,8 +47,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(args: argparse.Namespace) -> int:
     """Write projection.md, .tex and .html, their table and figure."""
-    found = [curve for directory in args.rows for curve in curves.load(directory).curves]
-    paths = report.publish(compose(load(args.run), found), args.out or args.run, NAME)
+    directory = args.out or args.run
+    destination.check(directory)
+    found = [curve for rows in args.rows for curve in curves.load(rows).curves]
+    paths = report.publish(compose(load(args.run), found), directory, NAME)
     print(f"{MARK}: wrote {paths.markdown}, {paths.tables[0].name} and {paths.figures[0].name}")
     return 0
 

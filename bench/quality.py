@@ -13,7 +13,7 @@ from lm_eval.api.task import Task
 from lm_eval.evaluator import evaluate
 from scipy.stats import binomtest
 
-from bench import journal, suite, tables, tasks, zoo
+from bench import destination, journal, suite, tables, tasks, zoo
 from bench.errors import BenchError
 from bench.harness import HarnessModel, Made
 from bench.measure import Team
@@ -168,12 +168,9 @@ def write(directory: Path, found: dict[str, dict[str, Any]], results: dict[str, 
     """quality.json for the report, and every answer. BenchError where that cannot be written."""
     lines = [json.dumps({"method": label} | vars(answer)) for label, result in results.items()
              for answer in result.answers]
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
+    with destination.writing(directory):
         (directory / ANSWERS).write_text("\n".join(lines) + "\n", encoding="utf-8")
         (directory / FILE).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise BenchError(f"cannot write to {directory} ({error.strerror}): choose another --out") from error
 
 
 def remark(found: dict[str, dict[str, Any]]) -> str:

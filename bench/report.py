@@ -9,9 +9,8 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import curves, learning
+from bench import curves, destination, learning
 from bench.contents import Run, load
-from bench.errors import BenchError
 from bench.pages import html_page, latex_page, markdown_page
 from bench.sections import Report, compose
 
@@ -35,6 +34,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(args: argparse.Namespace) -> int:
     """0 when all is written. BenchError for a missing or damaged run, or a place that cannot be written."""
+    destination.check(args.out or args.run)
     paths = write(args.run, args.out)
     print(f"wrote {paths.html}, {paths.markdown.name}, {paths.latex.name}, "
           f"{len(paths.tables)} tables and {len(paths.figures)} figures")  # fmt: skip
@@ -62,10 +62,8 @@ def publish(report: Report, out: Path, name: str = "report") -> Paths:
 
     BenchError for a place that cannot be written.
     """
-    try:
+    with destination.writing(out):
         return _write(report, out, name)
-    except OSError as error:
-        raise BenchError(f"cannot write to {out} ({error.strerror}): choose another --out") from error
 
 
 def _write(report: Report, out: Path, name: str) -> Paths:

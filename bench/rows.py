@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from bench import curves, journal, provenance, report, zoo
+from bench import curves, destination, journal, provenance, report, zoo
 from bench.consumption import copied_bytes_per_s
 from bench.errors import BenchError
 from bench.loop import Decoder, Method, Raw
@@ -106,6 +106,7 @@ def measure(args: argparse.Namespace, directory: Path) -> None:
     """Replays of every point and where they come from, written to a new directory."""
     if (directory / curves.FILE).exists():
         raise BenchError(f"{directory} holds curves already: choose another --out")
+    destination.check(directory)
     plan, device = Plan(args.rows, args.context, args.steps), find_device(args.device)
     dtype = find_dtype(args.dtype, device)
     with memory_limits(device):
@@ -117,11 +118,8 @@ def measure(args: argparse.Namespace, directory: Path) -> None:
         origin = provenance.collect(settings, {"model": target.checksum})
         replays, origin["limit"] = replayed(target, plan)
     origin["card_after"] = provenance.card_state(device)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
+    with destination.writing(directory):
         replays.to_csv(directory / curves.FILE, index=False, float_format="%.6g", lineterminator="\n")
-    except OSError as error:
-        raise BenchError(f"cannot write to {directory} ({error.strerror}): choose another --out") from error
     journal.write(directory, origin)
 
 

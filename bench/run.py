@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import journal, prompts, suite, zoo
+from bench import destination, journal, prompts, suite, zoo
 from bench.errors import INTERRUPTED, BenchError
 from bench.measure import Team
 from bench.memory import OutOfMemoryError, memory_limits
@@ -34,6 +34,7 @@ def command(args: argparse.Namespace) -> int:
     named = suite.given(args)
     settings = suite.continued(journal.settings(args.resume), named) if args.resume else suite.chosen(named)
     directory = args.resume or args.out or free_directory(titled(settings))
+    destination.check(directory)
     out = console()
     try:
         with memory_limits(settings.device):

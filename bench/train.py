@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from bench import zoo
+from bench import destination, zoo
 from bench.drafters import Card, identity, load, round_trip, save
 from bench.errors import INTERRUPTED, BenchError
 from bench.memory import memory_limits
@@ -76,6 +76,7 @@ def check(args: argparse.Namespace) -> None:
     for _, directory in places(args):
         if args.out and (directory / WEIGHTS).exists():
             raise BenchError(f"{directory} holds a trained drafter: choose another --out")
+        destination.check(directory)
 
 
 def places(args: argparse.Namespace) -> list[tuple[str, Path]]:

@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from bench import destination
 from bench.errors import BenchError
 from ptp.examination import (
     PARAMETERS,
@@ -62,12 +63,10 @@ def command(args: argparse.Namespace) -> int:
         if getattr(args, name) < 1:
             raise BenchError(f"--{name} must be 1 or more, got {getattr(args, name)}")
     begin, course = time.perf_counter(), replace(Course(), steps=args.steps, seed=args.seed)
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-        scores = run(course, args.workers)
+    destination.check(args.out)
+    scores = run(course, args.workers)
+    with destination.writing(args.out):
         page = publish(scores, course, time.perf_counter() - begin, args.out)
-    except OSError as error:
-        raise BenchError(f"cannot write to {args.out} ({error.strerror}): choose another --out") from error
     print(page)
     return 0
 
