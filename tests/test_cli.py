@@ -128,6 +128,7 @@ def killed(begun: Callable[[], bool], *argv: str) -> tuple[int, str, str]:
     while not begun():
         assert process.poll() is None, "it ended before it could be killed"
         time.sleep(0.01)
+    time.sleep(0.5)  # a process that is just being made would complain itself
     process.terminate()
     errors = process.communicate(timeout=60)[1]
     return process.returncode, Path("said").read_text(), errors
