@@ -56,7 +56,7 @@ def argv(out: str, *more: str) -> list[str]:
 
 
 def timeless(record: Record) -> Record:
-    return replace(record, phases={}, discarded_ms=0, prefill_ms=0, wall_ms=0)
+    return replace(record, phases={}, gaps=[], discarded_ms=0, prefill_ms=0, wall_ms=0)
 
 
 def spoil(part: str, change) -> None:
