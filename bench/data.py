@@ -24,8 +24,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="shards go here; those there are kept")
     parser.add_argument("--sequences", type=int, default=20480, metavar="N", help="texts to write, before filtering; "
                         "rounded up to whole shards (%(default)s)")
-    parser.add_argument("--batch", type=int, default=1024, metavar="B", help="texts at a time (of --long texts: as many "
-                        "as take the same memory; %(default)s)")
+    parser.add_argument("--batch", type=int, default=1024, metavar="B", help="texts at a time (of --long texts: as "
+                        "many as take the same memory; %(default)s)")
     parser.add_argument("--shard", type=int, metavar="N", help="texts of a shard; default: eight batches")
     parser.add_argument("--length", type=int, default=640, metavar="L", help="tokens of a whole text (%(default)s)")
     parser.add_argument("--question", type=int, default=128, metavar="Q",
