@@ -90,12 +90,15 @@ class Sequences:
         self.lengths.index_fill_(0, at, 1)
 
     def commit(self, outcome: Outcome) -> None:
-        """Append the kept tokens. A sequence that is done keeps its length; what lies behind it is never read."""
-        offsets = torch.arange(outcome.tokens.shape[1], device=self.device)
+        """Append the kept tokens. A sequence that is done keeps its length; what lies behind it is never read.
+
+        Tokens are written by their index, and everything else is as long as the batch: two kernels, or one if no step
+        has drafts. (A scatter, compiled, copies all tokens there and back.)
+        """
+        batch, offsets = (torch.arange(size, device=self.device) for size in outcome.tokens.shape)
         kept = offsets <= outcome.accepted[:, None]
-        places = self.lengths[:, None] + offsets
         ended = (outcome.tokens[..., None] == self.end_ids).any(-1) & kept
-        self.tokens.scatter_(1, places, outcome.tokens)
+        self.tokens[batch[:, None], self.lengths[:, None] + offsets] = outcome.tokens
         self.lengths += torch.where(self.done, 0, outcome.accepted + 1)
         self.done |= ended.any(-1) | (self.lengths >= self.limits)
         self.log.add(outcome)
@@ -105,9 +108,14 @@ class StepLog:
     """Per step and sequence, what later tables need; read by the host once, after the loop."""
 
     def __init__(self, batch: int, steps: int, device: torch.device):
-        self.step = torch.zeros(1, dtype=torch.int64, device=device)
-        self.counts = torch.zeros(steps, 2, batch, dtype=torch.int64, device=device)  # accepted, drafted
+        self.step = torch.zeros(batch, dtype=torch.int64, device=device)  # the same for all
+        self.accepted, self.drafted = (torch.zeros(steps, batch, dtype=torch.int64, device=device) for _ in range(2))
         self.evidence = torch.zeros(steps, 3, batch, dtype=torch.float64, device=device)  # excess, variance, tested
+
+    @property
+    def counts(self) -> Tensor:
+        """Accepted and drafted: [steps, 2, B] int64."""
+        return torch.stack([self.accepted, self.drafted], 1)
 
     def reset(self) -> None:
         """Forget all steps."""
@@ -116,9 +124,10 @@ class StepLog:
 
     def add(self, outcome: Outcome) -> None:
         """Note one step."""
-        self.counts.index_copy_(0, self.step, torch.stack([outcome.accepted, outcome.drafted])[None])
+        here = self.step, torch.arange(len(self.step), device=self.step.device)
+        self.accepted[here], self.drafted[here] = outcome.accepted, outcome.drafted
         if outcome.evidence is not None:
-            self.evidence.index_copy_(0, self.step, stacked(outcome.evidence)[None])
+            self.evidence.index_copy_(0, self.step[:1], stacked(outcome.evidence)[None])
         self.step += 1
 
 
