@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from bench.noise import Noise
@@ -50,14 +51,30 @@ Verifier = Callable[[Trial], Outcome]
 
 def match(trial: Trial) -> Outcome:
     """Keep the drafts that equal what the target draws itself with the position's own noise: exact at any law."""
-    tree, n = trial.tree, trial.tree.tokens.shape[1]
+    picks = draw(own_noise(trial), trial.logits, trial.law)
+    return with_drafts(trial.tree, picks) if trial.tree.depth else without_drafts(trial.tree, picks)
+
+
+def own_noise(trial: Trial) -> Tensor:
+    """What the token after each token row is drawn with -> [B, n] int64."""
+    tree = trial.tree
+    if trial.law.temperature == 0:
+        return tree.tokens  # any numbers will do, so none are looked up
+    return trial.noise.at("target", trial.root[:, None] + tree.resolve().depths[:, : tree.tokens.shape[1]] + 1)
+
+
+def with_drafts(tree: Tree, picks: Tensor) -> Outcome:
+    """`match`, given what the target draws after each token row: [B, n] int64."""
     structure = tree.resolve()
-    positions = trial.root[:, None] + structure.depths[:, :n]
-    picks = draw(trial.noise.at("target", positions + 1), trial.logits, trial.law)
-    right = tree.tokens == picks.gather(1, tree.parents[:, :n])
-    right = torch.cat([torch.ones_like(right[:, :1]), right[:, 1:]], 1)  # the root is not a guess
-    last = deepest(structure, right)
+    last = deepest(structure, tree.tokens == picks.gather(1, tree.parents[:, : tree.tokens.shape[1]]))
     return settle(tree, structure, last, picks.gather(1, last[:, None]))
+
+
+def without_drafts(tree: Tree, picks: Tensor) -> Outcome:
+    """The same where all rows but the root are padding, without a kernel."""
+    path = tree.parents[:, :1]  # row 0: the root is its own parent, and as deep
+    zero = path.squeeze(1)
+    return Outcome(last=zero, accepted=zero, drafted=zero, path=path, tokens=picks[:, :1])
 
 
 def reject(trial: Trial) -> Outcome:
@@ -74,7 +91,7 @@ def reject(trial: Trial) -> Outcome:
     test = trial.noise.at("test", root + structure.depths[:, 1:n])
     ratio = before.of(drafts).double() / q.gather(2, drafts[..., None]).squeeze(2).double()
     right = test < ratio * 2.0**NOISE_BITS
-    last = deepest(structure, torch.cat([torch.ones_like(right[:, :1]), right], 1))
+    last = deepest(structure, F.pad(right, (1, 0)))
     q = q.gather(2, before.ids)  # ids that the target excludes are in no overlap and in no residual
     own = pick(trial.noise.at("residual", root + last[:, None] + 1), residual(p, q, last))
     outcome = settle(tree, structure, last, own)
@@ -95,8 +112,7 @@ def typical(trial: Trial) -> Outcome:
     p = laws.mass / total[..., None]
     bar = (TYPICAL_DELTA * torch.xlogy(p, p).sum(-1).exp()).clamp(max=TYPICAL_EPSILON)
     chance = laws.after(parents).of(tree.tokens) / total.gather(1, parents)
-    right = chance > bar.gather(1, parents)
-    last = deepest(structure, torch.cat([torch.ones_like(right[:, :1]), right[:, 1:]], 1))
+    last = deepest(structure, chance > bar.gather(1, parents))
     noise = trial.noise.at("target", trial.root[:, None] + structure.depths.gather(1, last[:, None]) + 1)
     return settle(tree, structure, last, pick(noise, laws.after(last[:, None])))
 
@@ -123,23 +139,26 @@ def tally(p: Tensor, q: Tensor, right: Tensor, outcome: Outcome) -> Evidence:
 
 
 def deepest(structure: Structure, right: Tensor) -> Tensor:
-    """The deepest row whose whole path is right; the first of several. right [B, n] bool -> [B] int64."""
+    """The deepest row whose whole path is right; the first of several. right [B, n] bool -> [B] int64.
+
+    What it says of the root, which is not a guess, is not read.
+    """
     n = right.shape[1]
-    refused = (structure.ancestors[:, :n, :n] & ~right[:, None]).any(-1)
+    wrong = ~right & (torch.arange(n, device=right.device) > 0)
+    refused = (structure.ancestors[:, :n, :n] & wrong[:, None]).any(-1)
     kept = structure.live[:, :n] & ~refused
     return torch.where(kept, structure.depths[:, :n], -1).argmax(1)
 
 
 def settle(tree: Tree, structure: Structure, last: Tensor, own: Tensor) -> Outcome:
     """The outcome of keeping the path to row `last` [B] and adding the target's own token [B, 1]."""
-    n, width = tree.tokens.shape[1], tree.depth + 1
-    depths, ids = structure.depths[:, :n], torch.arange(n, device=last.device)
+    n, device = tree.tokens.shape[1], last.device
+    depths, every = structure.depths[:, :n], torch.arange(tree.depth + 1, device=device)
     accepted = depths.gather(1, last[:, None])
-    on_path = structure.ancestors[torch.arange(len(last), device=last.device), last, :n]
-    path = torch.zeros(len(last), width + 1, dtype=torch.int64, device=last.device)
-    path = path.scatter(1, torch.where(on_path, depths, width), ids.expand_as(depths))[:, :width]
-    drafts = torch.cat([tree.tokens.gather(1, path)[:, 1:], own], 1)  # [B, depth + 1]
-    tokens = torch.where(torch.arange(width, device=last.device) == accepted, own, drafts)
+    on_path = structure.ancestors[torch.arange(len(last), device=device), last, :n]
+    at = on_path[:, None] & (depths[:, None] == every[:, None])  # [B, depth + 1, n]
+    path = torch.where(at, torch.arange(n, device=device), 0).sum(-1)  # no scatter: that is a kernel of its own
+    tokens = torch.where(every == accepted, own, tree.tokens.gather(1, path.roll(-1, 1)))
     drafted = torch.where(structure.live[:, :n], depths, 0).amax(1)
     return Outcome(last, accepted.squeeze(1), drafted, path, tokens)
 

@@ -49,7 +49,9 @@ def test_match_is_the_walk(step, law):
     tokens = torch.randint(VOCAB, (batch, n), generator=random)
     logits = torch.randn(batch, n, VOCAB, generator=random) * 2
     root, noise = torch.randint(0, 20, (batch,), generator=random), noise_of(seed, batch)
-    outcome = match(Trial(Tree(tokens, torch.tensor(parents), depth=n), logits, root, law, noise))
+    live = (len(path) for forest in parents for row in range(n) if (path := tiny.path(forest, row))[0] == 0)
+    depth = max(live) - 1 + seed % 2  # that of the deepest draft, 0 where there is none, or more than that
+    outcome = match(Trial(Tree(tokens, torch.tensor(parents), depth), logits, root, law, noise))
     for b in range(batch):
         numbers = noise.streams["target"][b]
         position = [int(root[b]) + len(tiny.path(parents[b], row)) - 1 for row in range(n)]
@@ -59,7 +61,7 @@ def test_match_is_the_walk(step, law):
         assert (outcome.last[b], outcome.accepted[b], outcome.drafted[b]) == (kept[-1], a, drafted)
         assert outcome.path[b, : a + 1].tolist() == kept
         assert outcome.tokens[b, : a + 1].tolist() == [*tokens[b, kept[1:]].tolist(), own[kept[-1]]]
-        assert outcome.path.shape == outcome.tokens.shape == (batch, n + 1)
+        assert outcome.path.shape == outcome.tokens.shape == (batch, depth + 1)
 
 
 LAWS = st.lists(st.integers(0, 32), min_size=2, max_size=2).map(sorted).map(lambda c: [c[0], c[1] - c[0], 32 - c[1]])
