@@ -33,7 +33,8 @@ def compiled(phase: Phase) -> Phase:
     if phase is nothing:
         return phase
     torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 10_000
-    return torch.compile(phase, dynamic=False)
+    # by default, kernels that share no more than one number, as those of a single sequence do, are not joined
+    return torch.compile(phase, dynamic=False, options={"aggressive_fusion": True, "score_fusion_memory_threshold": 0})
 
 
 def nothing() -> None:
