@@ -127,33 +127,44 @@ class Raw:
 
 @dataclass
 class Program:
-    """One step, ready to run: on CUDA a graph with the events inside. The clock has its marks until it runs again."""
+    """One step, ready to run: on CUDA a graph with events inside. It keeps marks and flags until it runs again."""
 
     work: Phase
     clock: Clock
+    done: Tensor  # [B] bool, on the host: which sequences were done after the step
 
     def run(self) -> Clock:
         """Start the step."""
         self.work()
         return self.clock
 
+    def ended(self) -> bool:
+        """Whether all sequences were done after the step. Waits until it is over."""
+        self.clock.wait()
+        return bool(self.done.all())
 
-def marked(phases: list[Phase], clock: Clock) -> None:
-    """All phases of a step, with a mark at every border."""
+
+def marked(phases: list[Phase], clock: Clock, done: Tensor, told: Tensor) -> None:
+    """All phases of a step, with a mark at every border; before the last one, the host is `told` who is done."""
     clock.reset()
     clock.mark()
-    for phase in phases:
+    for phase in phases[:-1]:
         phase()
         clock.mark()
+    phases[-1]()
+    told.copy_(done, non_blocking=True)
+    clock.mark()
 
 
-def programs(steps: list[Step], device: torch.device) -> list[Program]:
+def programs(steps: list[Step], done: Tensor) -> list[Program]:
     """The kinds of step in turn, and that several times over: a step's times, and those of the gap before it, are read
     while `SLACK` later steps run."""
-    phases = [prepared(step.phases(), device) for step in steps] * (SLACK + 2)
-    clocks = [clock_for(device) for _ in phases]
-    works = recorded([partial(marked, *pair) for pair in zip(phases, clocks, strict=True)], device)
-    return [Program(work, clock) for work, clock in zip(works, clocks, strict=True)]
+    phases = [prepared(step.phases(), done.device) for step in steps] * (SLACK + 2)
+    clocks = [clock_for(done.device) for _ in phases]
+    told = [torch.zeros(len(done), dtype=torch.bool, pin_memory=done.is_cuda) for _ in phases]
+    works: list[Phase] = [partial(marked, own, clock, done, flags)
+                          for own, clock, flags in zip(phases, clocks, told, strict=True)]
+    return [Program(*each) for each in zip(recorded(works, done.device), clocks, told, strict=True)]
 
 
 class Decoder:
@@ -161,12 +172,12 @@ class Decoder:
 
     def __init__(self, method: Method, sequences: Sequences):
         self.method, self.sequences = method, sequences
-        self.done = DoneFlag(sequences.done)
         forward = forward_for(sequences.target, sequences.cache, sequences.widest)
         method.start()
         sequences.log.reset()  # steps are run before they are captured, and decoders share a log: it must not fill up
         self.steps = [Step(method, forward, kind) for kind in range(len(method.rows))]
-        self.programs = programs(self.steps, sequences.device)
+        self.programs = programs(self.steps, sequences.done)
+        self.late = SLACK - 1 if sequences.device.type == "cuda" else 0  # steps: so that the queue never runs dry
         self.times: list[list[float]] = []  # per step, of the gap before it and of each phase, in milliseconds
 
     @property
@@ -197,7 +208,7 @@ class Decoder:
             clocks.append(self.programs[step % len(self.programs)].run())
             if step >= SLACK:
                 self.times.append(times(clocks, step - SLACK))
-            if self.done.seen(step):
+            if step >= self.late and self.programs[(step - self.late) % len(self.programs)].ended():
                 break
         synchronize(self.sequences.device)  # the flag that ended the loop tells nothing of the last steps' events
         self.times += [times(clocks, step) for step in range(len(self.times), len(clocks))]
@@ -223,29 +234,6 @@ def times(clocks: list[Clock], step: int) -> list[float]:
     """Milliseconds of the gap before a step and of its phases; `clocks`: those of all steps."""
     phases = clocks[step].intervals()  # waits until the step is over
     return [clocks[step].since(clocks[step - 1]) if step else 0.0, *phases]
-
-
-class DoneFlag:
-    """Whether all sequences are done, learnt on a CUDA device a step or two late so that the queue never runs dry."""
-
-    def __init__(self, done: Tensor):
-        self.flags = done
-        self.on_cuda = done.is_cuda
-        if self.on_cuda:
-            self.host = torch.zeros(SLACK, len(done), dtype=torch.bool, pin_memory=True)
-            self.copied = [torch.cuda.Event() for _ in range(SLACK)]
-
-    def seen(self, step: int) -> bool:
-        """Ask after `step`; on a CUDA device the answer is that of the step `SLACK - 1` before."""
-        if not self.on_cuda:
-            return bool(self.flags.all())
-        here, oldest = step % SLACK, (step + 1) % SLACK
-        self.host[here].copy_(self.flags, non_blocking=True)
-        self.copied[here].record()
-        if step + 1 < SLACK:
-            return False
-        self.copied[oldest].synchronize()
-        return bool(self.host[oldest].all())
 
 
 class Work(Protocol):

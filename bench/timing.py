@@ -25,6 +25,9 @@ class HostClock:
         """Note the time of a border."""
         self.marks.append(time.perf_counter_ns())
 
+    def wait(self) -> None:
+        """Until the last mark has passed: it has."""
+
     def intervals(self) -> list[float]:
         """Milliseconds between neighbouring marks."""
         return [(b - a) / 1e6 for a, b in pairwise(self.marks)]
@@ -56,12 +59,14 @@ class CudaClock:
         self.events[self.used].record()
         self.used += 1
 
+    def wait(self) -> None:
+        """Until the last mark has passed."""
+        self.events[self.used - 1].synchronize()
+
     def intervals(self) -> list[float]:
         """Milliseconds between neighbouring marks. Waits for the last one."""
-        events = self.events[: self.used]
-        if events:
-            events[-1].synchronize()
-        return [a.elapsed_time(b) for a, b in pairwise(events)]
+        self.wait()
+        return [a.elapsed_time(b) for a, b in pairwise(self.events[: self.used])]
 
     def since(self, earlier: Any) -> float:
         """Milliseconds from the last mark of another clock of this kind to the first of this one, both long passed."""
