@@ -184,10 +184,10 @@ MATCH_DEFECTS = {
         Defect(cache.Cache, "commit", "root[:, None] + torch", "root[:, None] + 1 + torch")),
     "noise: every position has the number of the one before": (
         {"parity", "oracle"},
-        Defect(verify, "match", "positions + 1", "positions")),
+        Defect(verify, "own_noise", "+ 1)", ")")),
     "noise: a row has the number of its index, not of its depth": (
         {"verdict", "oracle"},
-        Defect(verify, "match", "structure.depths[:, :n]", "torch.arange(n)")),
+        Defect(verify, "own_noise", "tree.resolve().depths[:, : tree", "torch.arange(64)[: tree")),
     "verifier: never more than one draft is kept": (
         {"oracle"},
         Defect(verify, "deepest", "kept = structure.live[:, :n]", "kept = (structure.depths[:, :n] < 2)")),
