@@ -30,7 +30,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Part:
-    """What one of several processes decodes of a run: every `count`-th group, from the `index`-th one on."""
+    """What one of several processes decodes of a run: every `count`-th group of each task, so that parts are alike."""
 
     index: int
     count: int
@@ -47,9 +47,10 @@ class Part:
         return f"{self.index}/{self.count}"
 
     def of(self, everything: Sequence[Group]) -> list[Group]:
-        """Its groups, which keep their numbers. BenchError where it gets none."""
-        if own := [group for group in everything if group.number % self.count == self.index - 1]:
-            return own
+        """Its groups, which keep order and numbers. BenchError where it gets none."""
+        dealt = sorted(everything, key=lambda group: (group.turns, task_of(group.questions[0].category)))
+        if own := dealt[self.index - 1 :: self.count]:
+            return sorted(own, key=lambda group: group.number)
         raise BenchError(f"no questions are left for --part {self}: the run has {len(everything)} groups of them, so "
                          "divide it into fewer parts")
 
