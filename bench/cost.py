@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import cycle
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
@@ -32,8 +33,9 @@ from bench.terminal import console, show
 FILE = "cost.json"
 SECONDS = 10.0  # of decoding, at least: the energy counter moves in steps of a tenth of a second or so
 MIB = 1 << 20
-NOTE = ("Peak: of the allocator on a GPU, of the whole process on a CPU. Own: what the method adds to the target's "
-        "memory. Energy: of the whole card, prefill included. Roofline: time to read weights and cache, of a step.")
+NOTE = ("Peak: of the allocator on a GPU, without what the compiler takes to try kernels out; of the whole process on "
+        "a CPU. Own: what the method adds to the target's memory. Energy: of the whole card, prefill included. "
+        "Roofline: time to read weights and cache, of a step.")
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def command(args: argparse.Namespace) -> int:
     named = suite.given(args)
     if {"repeats", "part"} & named.keys() or not args.seconds > 0:
         raise BenchError("cost decodes for --seconds, which must be above 0, and has no --repeats and no --part")
-    settings = suite.continued(journal.settings(args.run), named) if args.run else suite.chosen(named)
+    settings = continued(args.run, named) if args.run else suite.chosen(named)
     out, directory = console(), journal.place(args.run, args.out)
     found, status = journal.until_stopped(measure(settings, args.seconds, out))
     show(table(found, settings), out)
@@ -83,6 +85,12 @@ def command(args: argparse.Namespace) -> int:
     if directory:
         write(directory, found)
     return status
+
+
+def continued(run: Path, named: dict[str, Any]) -> RunSettings:
+    """The settings of a run; but on as many of its questions as `named` has for a limit."""
+    own = {"limit": named.pop("limit")} if "limit" in named else {}
+    return replace(suite.continued(journal.settings(run), named), **own)
 
 
 def measure(settings: RunSettings, seconds: float, out: Console) -> Iterator[tuple[str, Cost]]:

@@ -48,7 +48,7 @@ def speedup(table: pd.DataFrame, floor: Interval | None) -> Picture | None:
     broken = np.where(table.verdict == "BROKEN", f"\n{BROKEN.strip()}", "")
     names = [wrapped(method) + mark for method, mark in zip(table.index, broken, strict=True)]
     figure, axes = canvas(1.15 + _pitch(names) * len(names))
-    if floor is not None:
+    if floor is not None and np.isfinite(floor.both_ways.high):
         axes.axvspan(floor.both_ways.low, floor.both_ways.high, color=FAINT, alpha=0.5, lw=0, label="noise floor (A/A)")
     axes.axvline(1, color=INK, lw=0.8)
     kind = np.where(table.lossy, "lossy", np.where(table.decision == "no difference", *list(CLASSES)[1::-1]))

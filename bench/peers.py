@@ -36,8 +36,12 @@ def command(args: argparse.Namespace) -> int:
     """Print what the files hold as a main table. BenchError for a file that is none, or says too little."""
     found = [read_spec_bench(path) if path.suffix == ".jsonl" else read_vllm(path, output_tokens=args.output_tokens)
              for path in args.files]
-    baseline = args.baseline or found[0].method.iloc[0]
-    shown, out = others(table(pd.concat(found, ignore_index=True), baseline), baseline), console()
+    baseline, answers = args.baseline or found[0].method.iloc[0], pd.concat(found, ignore_index=True)
+    if (twice := answers.duplicated(["method", "question_id"])).any():
+        method, question = answers[twice].iloc[0][["method", "question_id"]]
+        raise BenchError(f"question {question} is answered twice by {method}: give each file once, and files of "
+                         "different methods different names")
+    shown, out = others(table(answers, baseline), baseline), console()
     show(shown, out)
     out.print(shown.note, soft_wrap=True)
     return 0
@@ -83,6 +87,10 @@ def _answer(line: str, place: str) -> tuple[Any, ...]:
         steps = sum(_steps(choice) for choice in choices)
         lengths = [length for choice in choices for length in choice.get("accept_lengths", ())]
         acceptance = float(np.mean(lengths)) if lengths else tokens / steps
+        if not (isinstance(answer["model_id"], str) and isinstance(answer["question_id"], int | str)):
+            raise TypeError("model_id must be a text, question_id a number or a text")
+        if not (time_s > 0 and tokens > 0):
+            raise ValueError("no time passed, or no tokens were made")
         return answer["model_id"], answer["question_id"], answer["category"], tokens, time_s, steps, acceptance
     except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise BenchError(f"{place} is not an answer of Spec-Bench: {type(error).__name__} {error}") from error
@@ -107,10 +115,15 @@ def read_vllm(path: str | Path, method: str | None = None, output_tokens: int | 
         found = json.loads(_text(path))
     except ValueError as error:
         raise BenchError(f"{path} is not JSON: {error}") from error
-    rows = _vllm_rows(found if isinstance(found, dict) else {}, np.nan if output_tokens is None else output_tokens)
-    if not rows:
+    try:
+        rows = _vllm_rows(found if isinstance(found, dict) else {}, np.nan if output_tokens is None else output_tokens)
+        out = pd.DataFrame(rows, columns=["tokens", "time_s", "acceptance"], dtype=float)  # null becomes NaN
+    except (ValueError, TypeError) as error:
+        raise BenchError(f"{path} is no result of vllm bench: {error}") from error
+    if out.empty:
         raise BenchError(f"{path} is no result of vllm bench serve, latency or throughput")
-    out = pd.DataFrame(rows, columns=["tokens", "time_s", "acceptance"], dtype=float)  # null becomes NaN
+    if not (out.time_s > 0).all() or (out.tokens <= 0).any():
+        raise BenchError(f"{path} says that no time passed, or that no tokens were made: nothing can be told from it")
     out["method"], out["category"] = method or path.stem, "all"
     out["question_id"] = range(len(out))
     out["steps"] = out.tokens / out.acceptance

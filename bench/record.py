@@ -16,8 +16,9 @@ import os
 import sys
 from collections.abc import Iterable
 from dataclasses import MISSING, asdict, dataclass, fields
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -225,7 +226,7 @@ class Writer:
         path = self.directory / FILE
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._file: BinaryIO = path.open("a+b")
+            self._file: FileIO = path.open("a+b", buffering=0)  # a buffer would be written again after a full disk
         except OSError as error:
             raise BenchError(f"cannot write to {self.directory} ({error.strerror}): choose another --out") from error
         try:
@@ -275,8 +276,9 @@ class Writer:
 
     def _put(self, data: bytes) -> None:
         try:
-            self._file.write(data)
-            self._file.flush()
+            rest = memoryview(data)
+            while rest:
+                rest = rest[self._file.write(rest) :]
             os.fsync(self._file.fileno())
         except OSError as error:
             self._file.truncate(self._end)

@@ -105,6 +105,8 @@ def test_a_run_is_measured_as_it_was_asked_for(monkeypatch, tmp_path):
                         cost.Cost(1.0, 0.0, 2.0, 0.5, 10, seconds))
     assert main(["cost", str(tmp_path)]) == 0
     assert [(s.temperature, s.limit, s.target) for s, _ in seen] == [(0.5, 2, "tiny")] * len(seen)
+    assert main(["cost", str(tmp_path), "--limit", "1"]) == 0  # fewer of its questions
+    assert [(s.temperature, s.limit) for s, _ in seen[len(seen) // 2 :]] == [(0.5, 1)] * (len(seen) // 2)
     assert next(s.methods for s, _ in seen) == ()
     assert {label for _, label in seen} == set(json.loads((tmp_path / "cost.json").read_text()))
 

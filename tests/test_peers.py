@@ -122,11 +122,22 @@ def test_vllm_latency_and_throughput(tmp_path):
         peers.table(peers.read_vllm(tmp_path / "t.json"), "t")
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"duration": 1}'])
+@pytest.mark.parametrize("text", [
+    "{", "[]", '{"duration": 1}', '{"total_output_tokens": "many", "duration": 1}',
+    '{"latencies": 5, "avg_latency": 1}',
+    '{"total_output_tokens": [3], "duration": 1}', '{"total_output_tokens": 3, "duration": 0}',
+    '{"total_output_tokens": 3, "duration": null}', '{"total_output_tokens": -3, "duration": 1}'])
 def test_no_vllm_file(tmp_path, text):
     (tmp_path / "x.json").write_text(text)
-    with pytest.raises(BenchError, match=r"is not JSON|is no result of vllm bench"):
+    with pytest.raises(BenchError, match=r"is not JSON|is no result of vllm bench|says that no time passed"):
         peers.read_vllm(tmp_path / "x.json")
+
+
+def test_a_file_given_twice_is_refused(tmp_path, capsys):
+    """It would be one row of twice the tokens."""
+    path = str(write(tmp_path / "a.jsonl", answer(1, "qa", [choice([3], [1.0], idxs=[2])])))
+    assert main(["peers", path, path]) == 2
+    assert "question 1 is answered twice by" in capsys.readouterr().err
 
 
 def test_table_of_spec_bench(tmp_path):

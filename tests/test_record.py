@@ -227,15 +227,35 @@ def test_read_only_directory(tmp_path):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def test_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
+class FullDisk:
+    """A file of which half fits, and then no more."""
+
+    def __init__(self, file):
+        self.file, self.room = file, True
+
+    def write(self, data):
+        if not self.room:
+            full()
+        self.room = False
+        return self.file.write(data[: len(data) // 2])
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+
+def full(*_):
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_full_disk_leaves_what_was_there(tmp_path, monkeypatch, late):
     with Writer(tmp_path) as writer:
         writer.append(RUN[0])
-
-        def full(_):
-            raise OSError(28, "No space left on device")
-
         with monkeypatch.context() as patch:
-            patch.setattr(os, "fsync", full)
+            if late:
+                patch.setattr(os, "fsync", full)
+            else:
+                patch.setattr(writer, "_file", FullDisk(writer._file))
             with pytest.raises(BenchError, match="No space left"):
                 writer.append(RUN[1])
         assert RUN[1].key not in writer.done
