@@ -32,7 +32,7 @@ COLUMNS = {  # head of a leaderboard -> columns of the run's tables, and what th
 }  # fmt: skip
 STANDARD = SUITES["standard"]
 NO_RESULTS = (  # what a sentence may say without a table
-    "Python 3.11 or newer", "Qwen2 and 2.5", "95 %", "excludes 1", "batch 1",
+    "Python 3.11 or newer", "Qwen2 and 2.5", "95 %", "excludes 1",
     f"{STANDARD.limit} questions", f"{STANDARD.limit} bundled questions", f"{STANDARD.max_new_tokens} new tokens",
     "480 questions", "at most 256 new tokens", "at most 128 new tokens",
 )  # fmt: skip
