@@ -133,7 +133,7 @@ def of_table(table: list[list[str]], part: Section) -> Iterator[str]:
             links = LINK.findall(row["Run"])
             run = (part.folder / links[0][1]).parent if links else run
             yield from of_method(row, run)
-        elif not is_borne_out(cells, part.linked):
+        elif not is_borne_out(tuple(cells), tuple(part.linked)):
             yield f"no table bears out the row {' | '.join(cells)}"
 
 
@@ -168,12 +168,13 @@ def plain(text: str) -> str:
     return text
 
 
-def is_borne_out(cells: list[str], folders: list[Path]) -> bool:
+@cache
+def is_borne_out(cells: tuple[str, ...], folders: tuple[Path, ...]) -> bool:
     """Whether rows of tables that hold this one's first cell hold its numbers as well."""
-    key, *others = cells = [plain(cell) for cell in cells]
+    key, *others = shown = [plain(cell) for cell in cells]
     values = [value for folder in folders for frame in frames(folder) for row in frame.to_numpy().tolist()
               if key in row for value in row]  # fmt: skip
-    claimed = [number for cell in (others if values else cells) for number in NUMBER.findall(cell)]
+    claimed = [number for cell in (others if values else shown) for number in NUMBER.findall(cell)]
     return all(any(is_shown(number, value) for value in values) for number in claimed)
 
 
