@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from bench import destination
 from bench.errors import BenchError
 from bench.layout import in_words
 from bench.quantisation import pack, unpack
@@ -110,12 +111,9 @@ def save(path: Path, module: nn.Module, card: Card) -> Card:
     tensors = packed(module)
     card = replace(card, sha256=digest(tensors), relative=bool(origin(module)))
     fresh = path.with_name(f".{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with destination.writing(path.parent):
         save_file(tensors, fresh, metadata={"card": json.dumps(asdict(card))})
         fresh.replace(path)
-    except OSError as error:
-        raise BenchError(f"cannot write {path} ({error.strerror}): choose another --out") from error
     return card
 
 

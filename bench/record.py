@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bench import destination
 from bench.errors import BenchError
 
 SCHEMA = 2  # records of 1 have no gaps: read as 0
@@ -224,11 +225,8 @@ class Writer:
     def __enter__(self) -> Writer:
         """Create and lock the file; raises BenchError where that is impossible or records exist already."""
         path = self.directory / FILE
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
+        with destination.writing(self.directory):
             self._file: FileIO = path.open("a+b", buffering=0)  # a buffer would be written again after a full disk
-        except OSError as error:
-            raise BenchError(f"cannot write to {self.directory} ({error.strerror}): choose another --out") from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._recover(path)

@@ -12,6 +12,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from bench import destination
 from bench.errors import BenchError
 from bench.sampling import Law
 
@@ -80,12 +81,9 @@ class Shard:
                    "places": np.array([p + (0,) * (width - len(p)) for p in places], np.int32).reshape(-1, width)}
         about = {"origin": asdict(self.origin), "dropped": self.dropped}
         fresh = path.with_name(f".{path.name}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        with destination.writing(path.parent):
             save_file(tensors, fresh, metadata={"shard": json.dumps(about)})
             fresh.replace(path)
-        except OSError as error:
-            raise BenchError(f"cannot write to {path.parent} ({error.strerror}): choose another --out") from error
 
     @staticmethod
     def load(path: Path) -> "Shard":
