@@ -127,44 +127,36 @@ class Raw:
 
 @dataclass
 class Program:
-    """One step, ready to run: on CUDA a graph with events inside. It keeps marks and flags until it runs again."""
+    """One step, ready to run: on CUDA a graph with events inside. It keeps its marks until it runs again."""
 
     work: Phase
     clock: Clock
-    done: Tensor  # [B] bool, on the host: which sequences were done after the step
 
     def run(self) -> Clock:
         """Start the step."""
         self.work()
         return self.clock
 
-    def ended(self) -> bool:
-        """Whether all sequences were done after the step. Waits until it is over."""
-        self.clock.wait()
-        return bool(self.done.all())
 
-
-def marked(phases: list[Phase], clock: Clock, done: Tensor, told: Tensor) -> None:
-    """All phases of a step, with a mark at every border; before the last one, the host is `told` who is done."""
+def marked(phases: list[Phase], clock: Clock) -> None:
+    """All phases of a step, with a mark at every border; where there is nothing to do, none is made."""
     clock.reset()
     clock.mark()
-    for phase in phases[:-1]:
-        phase()
-        clock.mark()
-    phases[-1]()
-    told.copy_(done, non_blocking=True)
-    clock.mark()
+    for phase in phases:
+        if phase is nothing:
+            clock.repeat()
+        else:
+            phase()
+            clock.mark()
 
 
-def programs(steps: list[Step], done: Tensor) -> list[Program]:
+def programs(steps: list[Step], device: torch.device) -> list[Program]:
     """The kinds of step in turn, and that several times over: a step's times, and those of the gap before it, are read
     while `SLACK` later steps run."""
-    phases = [prepared(step.phases(), done.device) for step in steps] * (SLACK + 2)
-    clocks = [clock_for(done.device) for _ in phases]
-    told = [torch.zeros(len(done), dtype=torch.bool, pin_memory=done.is_cuda) for _ in phases]
-    works: list[Phase] = [partial(marked, own, clock, done, flags)
-                          for own, clock, flags in zip(phases, clocks, told, strict=True)]
-    return [Program(*each) for each in zip(recorded(works, done.device), clocks, told, strict=True)]
+    phases = [prepared(step.phases(), device) for step in steps] * (SLACK + 2)
+    clocks = [clock_for(device) for _ in phases]
+    works: list[Phase] = [partial(marked, own, clock) for own, clock in zip(phases, clocks, strict=True)]
+    return [Program(*each) for each in zip(recorded(works, device), clocks, strict=True)]
 
 
 class Decoder:
@@ -176,7 +168,7 @@ class Decoder:
         method.start()
         sequences.log.reset()  # steps are run before they are captured, and decoders share a log: it must not fill up
         self.steps = [Step(method, forward, kind) for kind in range(len(method.rows))]
-        self.programs = programs(self.steps, sequences.done)
+        self.programs = programs(self.steps, sequences.device)
         self.late = SLACK - 1 if sequences.device.type == "cuda" else 0  # steps: so that the queue never runs dry
         self.times: list[list[float]] = []  # per step, of the gap before it and of each phase, in milliseconds
 
@@ -208,10 +200,15 @@ class Decoder:
             clocks.append(self.programs[step % len(self.programs)].run())
             if step >= SLACK:
                 self.times.append(times(clocks, step - SLACK))
-            if step >= self.late and self.programs[(step - self.late) % len(self.programs)].ended():
+            if step >= self.late and self.ended(clocks, step - self.late):
                 break
         synchronize(self.sequences.device)  # the flag that ended the loop tells nothing of the last steps' events
         self.times += [times(clocks, step) for step in range(len(self.times), len(clocks))]
+
+    def ended(self, clocks: list[Clock], step: int) -> bool:
+        """Whether all sequences were done after a step. Waits until it is over."""
+        clocks[step].wait()
+        return bool(self.sequences.log.done[step].all())
 
     def launch(self, steps: int) -> None:
         """Some steps, which a CUDA device is left to run; nobody asks after their times."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from bench.cache import Cache
 from bench.errors import BenchError
+from bench.mapped import mapped
 from bench.model import Transformer
 from bench.noise import STREAMS, Noise, NoiseKey, sent
 from bench.verify import Evidence, Outcome
@@ -101,16 +102,18 @@ class Sequences:
         self.tokens[batch[:, None], self.lengths[:, None] + offsets] = outcome.tokens
         self.lengths += torch.where(self.done, 0, outcome.accepted + 1)
         self.done |= ended.any(-1) | (self.lengths >= self.limits)
-        self.log.add(outcome)
+        self.log.add(outcome, self.done)
 
 
 class StepLog:
-    """Per step and sequence, what later tables need; read by the host once, after the loop."""
+    """Per step and sequence, what later tables need; read by the host once, after the loop, but for what is done."""
 
     def __init__(self, batch: int, steps: int, device: torch.device):
         self.step = torch.zeros(batch, dtype=torch.int64, device=device)  # the same for all
         self.accepted, self.drafted = (torch.zeros(steps, batch, dtype=torch.int64, device=device) for _ in range(2))
         self.evidence = torch.zeros(steps, 3, batch, dtype=torch.float64, device=device)  # excess, variance, tested
+        self.done = torch.zeros(steps, batch, dtype=torch.bool, pin_memory=device.type == "cuda")  # on the host
+        self.told = mapped(self.done, device)  # the same memory
 
     @property
     def counts(self) -> Tensor:
@@ -122,10 +125,10 @@ class StepLog:
         self.step.zero_()
         self.evidence.zero_()
 
-    def add(self, outcome: Outcome) -> None:
-        """Note one step."""
+    def add(self, outcome: Outcome, done: Tensor) -> None:
+        """Note one step, and tell the host who is `done` [B] bool after it."""
         here = self.step, torch.arange(len(self.step), device=self.step.device)
-        self.accepted[here], self.drafted[here] = outcome.accepted, outcome.drafted
+        self.accepted[here], self.drafted[here], self.told[here] = outcome.accepted, outcome.drafted, done
         if outcome.evidence is not None:
             self.evidence.index_copy_(0, self.step[:1], stacked(outcome.evidence)[None])
         self.step += 1

@@ -25,6 +25,10 @@ class HostClock:
         """Note the time of a border."""
         self.marks.append(time.perf_counter_ns())
 
+    def repeat(self) -> None:
+        """One more border where the last one was: between them, nothing is to be done."""
+        self.marks.append(self.marks[-1])
+
     def wait(self) -> None:
         """Until the last mark has passed: it has."""
 
@@ -46,31 +50,36 @@ class CudaClock:
 
     name: str = "cuda events"
     events: list[torch.cuda.Event] = field(default_factory=list)
-    used: int = 0
+    marks: list[int] = field(default_factory=list)  # indices of events
 
     def reset(self) -> None:
         """Forget all marks; the events are kept for the next ones."""
-        self.used = 0
+        self.marks.clear()
 
     def mark(self) -> None:
         """Record an event at a border."""
-        if self.used == len(self.events):
+        fresh = self.marks[-1] + 1 if self.marks else 0
+        if fresh == len(self.events):
             self.events.append(torch.cuda.Event(enable_timing=True, external=True))
-        self.events[self.used].record()
-        self.used += 1
+        self.events[fresh].record()
+        self.marks.append(fresh)
+
+    def repeat(self) -> None:
+        """One more border where the last one was: between them, nothing is to be done, and no event recorded."""
+        self.marks.append(self.marks[-1])
 
     def wait(self) -> None:
         """Until the last mark has passed."""
-        self.events[self.used - 1].synchronize()
+        self.events[self.marks[-1]].synchronize()
 
     def intervals(self) -> list[float]:
         """Milliseconds between neighbouring marks. Waits for the last one."""
         self.wait()
-        return [a.elapsed_time(b) for a, b in pairwise(self.events[: self.used])]
+        return [self.events[a].elapsed_time(self.events[b]) for a, b in pairwise(self.marks)]
 
     def since(self, earlier: Any) -> float:
         """Milliseconds from the last mark of another clock of this kind to the first of this one, both long passed."""
-        return earlier.events[earlier.used - 1].elapsed_time(self.events[0])
+        return earlier.events[earlier.marks[-1]].elapsed_time(self.events[0])
 
 
 Clock = HostClock | CudaClock

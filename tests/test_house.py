@@ -14,7 +14,7 @@ ROOMS = ("bench", "baselines", "ptp", "tests")
 SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 # The engine from the ground up: a module imports its own layer and those before it, and nothing else of ours.
 ENGINE = (
-    {"errors", "config", "product"},
+    {"errors", "config", "product", "mapped"},
     {"tree", "sampling", "blur", "kernels", "law_kernels", "many_kernels"},
     {"noise", "cache", "graphs", "timing"},
     {"model", "verify"},

@@ -76,6 +76,16 @@ def test_observe_sees_every_step_after_its_commit():
         before = lengths
 
 
+def test_the_host_learns_of_every_step_who_is_done():
+    sequences = Sequences(TARGET, 3, 64, widest=8)
+    decoder = Decoder(Alternating(sequences, LAW), sequences)
+    for limit in (9, 15):  # the second time, the flags of the first are still there
+        raw = decoder.decode(PROMPTS, limit, frozenset())
+        kept = (torch.tensor(raw.accepted) + 1).cumsum(0)
+        assert torch.equal(sequences.log.done[: len(kept)], kept >= limit)
+        assert kept[-2:].lt(limit).any()
+
+
 def test_a_sequence_that_is_done_freezes():
     """Neither its tokens, its length nor its cached prefix change while the others go on."""
     free = texts(AUTOREGRESSIVE, PROMPTS, 20)
