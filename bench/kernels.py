@@ -21,13 +21,18 @@ def prefetch(pointers):
 
 
 @triton.jit
-def fetch_ahead(weight, slot_weight, is_slot, is_first, SIZE: tl.constexpr):
-    """Ask for this program's share of a later product's weights, if it is of the first tile."""
+def wait_early(weight, slot_weight, is_slot, is_first, SIZE: tl.constexpr, PATIENT: tl.constexpr):
+    """Fetch a share of a later product's weights, if of the first tile, and wait; PATIENT: what follows waits, too."""
+    if not PATIENT:
+        gdc_launch_dependents()
     if SIZE > 0:
         share = tl.cdiv(SIZE, tl.num_programs(0))
         line = tl.program_id(0) * share + tl.minimum(tl.arange(0, 1024) * 64, share)
         if is_first:
             prefetch((slot_weight if is_slot else weight) + tl.minimum(line, SIZE - 1))
+    gdc_wait()
+    if PATIENT:
+        gdc_launch_dependents()
 
 
 @triton.jit
@@ -81,7 +86,7 @@ def linear_kernel(x, squares, weight, slot_weight, ahead, slot_ahead, bias, resi
     its RMS norm, and `squares` [rows, PARTS] holds the sums of squares of its parts. RESIDUAL: also emits the sum
     multiplied with the `gain` of the norm that comes next, and its squares, one part per program.
     SWIGLU: the weight holds gate above up. WHOLE: no block reaches past the weight. PDL: 1 early, as above; 2 late:
-    first it asks for the beginnings of its own weights, and lets what follows start when all are read.
+    first it asks for the beginnings of its own weights, and lets what follows start when all are read; 3 patient.
     """
     tile, token_tiles = tl.program_id(1), tl.cdiv(token_rows, BM)
     is_slot = tile >= token_tiles
@@ -92,10 +97,8 @@ def linear_kernel(x, squares, weight, slot_weight, ahead, slot_ahead, bias, resi
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     in_m, in_n = (m < end)[:, None], (n < N)[:, None]
     place, inside = m[:, None] * N + n[None, :], in_m & (n < N)[None, :]
-    if PDL == 1:
-        gdc_launch_dependents()
-        fetch_ahead(ahead, slot_ahead, is_slot, (tile == 0) | (tile == token_tiles), AHEAD)
-        gdc_wait()
+    if PDL == 1 or PDL == 3:
+        wait_early(ahead, slot_ahead, is_slot, (tile == 0) | (tile == token_tiles), AHEAD, PDL == 3)
     if PDL == 2:
         fetch_own(w, n, N, K, SWIGLU)
         gdc_wait()
@@ -310,8 +313,7 @@ def hand_in(partial, stats, arrived, out, in_q, top, total, acc, split, first, r
     FULL: tl.constexpr = acc.shape[1]
     GROUP: tl.constexpr = HEADS // KV_HEADS
     ROWS: tl.constexpr = BQ // GROUP
-    full, query, splits = tl.arange(0, FULL), tl.arange(0, BQ), tl.cdiv(root + rows, SPLIT)
-    tile = first // ROWS
+    full, query, splits, tile = tl.arange(0, FULL), tl.arange(0, BQ), tl.cdiv(root + rows, SPLIT), first // ROWS
     group = tl.program_id(2) * tl.cdiv(rows, ROWS) + tile
     slot = ((group * SPLITS + split) * BQ + (first - tile * ROWS) * GROUP + query)[:, None]
     tl.store(partial + slot * FULL + full[None, :], acc, in_q)
