@@ -13,7 +13,7 @@ from bench.loop import Method, Seen
 from bench.tree import Tree, chain, chain_parents
 from ptp.adapter import BoundAdapter
 from ptp.budget import Groups, allot, gains, hypotheses
-from ptp.draft import CHOICE, Draft, draw
+from ptp.draft import CHOICE, Draft, drafted, draw
 from ptp.kinds import KINDS, ONE_HOT
 from ptp.lesson import trained
 from ptp.noise_embedding import NONE
@@ -190,7 +190,7 @@ class PTP(Method):
             return draw(self.way, said, noise, self.law, self.blur)
         target, before, drafts = self.sequences.target, self.sequences.root_tokens(), []
         for hidden, u in zip(said.split(1, 1), noise.split(1, 1), strict=True):
-            logits = self.head.score(self.drafter.corrected(target, hidden, before))
-            drafts.append(draw(self.way, logits, u, self.law, self.blur).named(self.head))
+            corrected = self.drafter.corrected(target, hidden, before)
+            drafts.append(drafted(self.way, corrected, self.head, u, self.law, self.blur))
             before = drafts[-1].tokens
         return Draft.joined(drafts, 1)

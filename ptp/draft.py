@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,6 +40,22 @@ def draw(way: str, logits: Tensor, noise: Tensor, law: Law, blur: float = 0.0) -
     if way == "blurred":
         return by_blurred_pick(logits, noise, law, blur)
     return by_pick(logits, noise, law) if way == "pick" else by_arg_max(logits)
+
+
+def drafted(way: str, hidden: Tensor, head: Head, noise: Tensor, law: Law, blur: float) -> Draft:
+    """As `draw`, from head inputs [.., k, hidden]; an arg max of few rows is found by the kernel that scores them."""
+    if way not in ("pick", "blurred") and (kernels := kernels_for(hidden, head.weight)):
+        return Draft(*kernels.likeliest(hidden, head))
+    return draw(way, head.score(hidden), noise, law, blur).named(head)
+
+
+def kernels_for(hidden: Tensor, weight: Tensor) -> Any:
+    """The module of kernels for head inputs and the weight they meet first, or None where they do not serve these."""
+    if not hidden.is_cuda or hidden.requires_grad or weight.requires_grad:
+        return None
+    from ptp import readout_kernels  # Triton exists on CUDA machines only
+
+    return readout_kernels if readout_kernels.serves(hidden, weight) else None
 
 
 def by_arg_max(logits: Tensor) -> Draft:

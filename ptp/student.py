@@ -14,7 +14,7 @@ from bench.sampling import Law
 from bench.shortlist import Shortlist
 from ptp.adapter import GatedAdapter
 from ptp.confidence import Confidence
-from ptp.draft import DRAWS
+from ptp.draft import DRAWS, kernels_for
 from ptp.kinds import KINDS, Kind
 from ptp.noise_embedding import NONE, NoiseDesign, NoiseEmbedding
 from ptp.sequential import SequentialReadout
@@ -71,7 +71,11 @@ class Student(nn.Module):
 
     def corrected(self, target: Transformer, hidden: Tensor, before: Tensor) -> Tensor:
         """Head inputs of slots, [.., hidden]; `before` [..] int64: the tokens before those that they predict."""
-        return hidden if self.readout is None else self.readout(hidden, target.embed(before))
+        if self.readout is None:
+            return hidden
+        if kernels := kernels_for(hidden, self.readout.narrow):
+            return kernels.corrected(self.readout, target.embedding, hidden, before)  # type: ignore[no-any-return]
+        return self.readout(hidden, target.embed(before))
 
     def ways(self, law: Law) -> tuple[str, ...]:
         """How its drafts may be drawn (see `ptp.draft`). The control has every choice."""
