@@ -15,7 +15,8 @@ from bench.zoo import Target
 
 FILE = "provenance.json"
 T = TypeVar("T")
-PER_SESSION = ("date", "git", "versions", "python", "system", "cpu", "card", "card_before")  # may differ on resuming
+# what may differ when a run is resumed
+PER_SESSION = ("date", "git", "sources", "versions", "python", "system", "cpu", "card", "card_before")
 
 
 def settings(directory: Path) -> RunSettings:

@@ -26,6 +26,7 @@ PACKAGES = (
     *("ptp-bench", "torch", "triton", "transformers", "tokenizers", "safetensors", "gguf"),
     *("lm-eval", "numpy", "scipy", "pandas"),
 )
+ROOMS = ("bench", "baselines", "ptp")  # where this package's code lies
 SESSIONS = ("parts", "resumed")  # lists of what was not as it says elsewhere in the provenance
 ADDRESS = re.compile(r"\b\w+://[^\s,;]*?([^\s,;/]*)/*(?=$|[\s,;])")
 ABSOLUTE = re.compile(r"(?<![\w.~-])(?:~|[A-Za-z]:)?[/\\](?:[^,;:=/\\]+[/\\])*([^,;:=/\\]*)")
@@ -45,6 +46,7 @@ def collect(settings: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, 
         "settings": _anonymous(settings),
         "files": _anonymous(files),
         "git": _git(),
+        "sources": sources(),
         "versions": dict(_versions()),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -89,6 +91,14 @@ def _git() -> dict[str, Any] | None:
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def sources() -> str:
+    """sha256 of this package's Python files and their names: what code ran, whatever git knows of it."""
+    root, whole = Path(__file__).parents[1], hashlib.sha256()
+    for path in sorted(path for room in ROOMS for path in (root / room).rglob("*.py")):
+        whole.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return whole.hexdigest()
 
 
 def _versions() -> Iterator[tuple[str, str]]:

@@ -199,3 +199,18 @@ def test_no_card(monkeypatch):
     monkeypatch.setattr(provenance.pynvml, "nvmlInit", missing)
     assert card() is None
     assert card_state() is None
+
+
+def test_sources_are_told_apart(tmp_path, monkeypatch):
+    """By what they contain and by their names; what is no code of this package says nothing."""
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "bench" / "provenance.py"))
+    seen = []
+    for name, text in (("bench/a.py", "x"), ("bench/a.py", "y"), ("ptp/b.py", "y"), ("ptp/b.txt", "z")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+        seen.append(provenance.sources())
+    (tmp_path / "bench" / "a.py").rename(tmp_path / "bench" / "c.py")
+    seen.append(provenance.sources())
+    assert len(set(seen)) == 4
+    assert seen[2] == seen[3]
+    assert seen[4] == collect({}, {})["sources"]
