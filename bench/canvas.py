@@ -16,6 +16,7 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 from bench.layout import NAME, broken
 
@@ -50,11 +51,12 @@ class Picture:
 
     @cached_property
     def png(self) -> bytes:
-        """For print: on white."""
-        file = io.BytesIO()
+        """For print: on white, in 256 colours, which takes a third of the bytes of all there could be."""
+        file, small = io.BytesIO(), io.BytesIO()
         with mpl.rc_context(STYLE):
-            self._titled.savefig(file, format="png", dpi=220, facecolor="white", metadata={"Software": None})
-        return file.getvalue()
+            self._titled.savefig(file, format="png", dpi=220, facecolor="white")
+        Image.open(file).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+        return small.getvalue()
 
     @cached_property
     def svg(self) -> str:
