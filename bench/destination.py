@@ -23,6 +23,14 @@ def writing(directory: Path) -> Iterator[None]:
         yield
 
 
+def put(path: Path, text: str) -> None:
+    """Replace a file in one go, and make its directory for it. BenchError where either fails."""
+    fresh = path.with_name(f".{path.name}")
+    with writing(path.parent):
+        fresh.write_text(text, encoding="utf-8")
+        fresh.replace(path)
+
+
 @contextmanager
 def _refusing(directory: Path) -> Iterator[None]:
     try:

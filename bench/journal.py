@@ -95,7 +95,4 @@ def read(directory: Path) -> dict[str, Any]:
 
 def write(directory: Path, whole: dict[str, Any]) -> None:
     """Replace the file in one go."""
-    fresh = directory / f".{FILE}"
-    with destination.writing(directory):
-        fresh.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
-        fresh.replace(directory / FILE)
+    destination.put(directory / FILE, json.dumps(whole, indent=1) + "\n")

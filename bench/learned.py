@@ -24,8 +24,7 @@ def command(args: argparse.Namespace) -> int:
     """Keep the cards' curves, write learning.md, .tex and .html. BenchError for a file that has none."""
     destination.check(args.out)
     cards = {path.stem: kept(path) for path in args.files}
-    with destination.writing(args.out):
-        (args.out / FILE).write_text(json.dumps(cards, indent=1) + "\n", encoding="utf-8")
+    destination.put(args.out / FILE, json.dumps(cards, indent=1) + "\n")
     paths = report.write(args.out)
     print(f"wrote {paths.markdown}, {len(paths.tables)} tables and {len(paths.figures)} figures")
     return 0

@@ -1,13 +1,13 @@
 """`python -m bench profile`: where a step's time goes: phases, kernels, gaps between them, and the bandwidth limit.
 
 Phases and the step are timed by the loop's own clock, undisturbed; kernels (on a CPU: operators) by torch's profiler
-in a second decoding of the same prompts, which may be slower.
+in a second decoding of the same prompts, which may be slower. `profile.json` keeps it all, and `report` makes the page
+again.
 """
 
 import argparse
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,47 +17,22 @@ from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity
 
-from bench import destination, journal, prompts, provenance, report, suite, zoo
+from bench import destination, journal, profiles, prompts, provenance, report, suite, zoo
 from bench.consumption import copied_bytes_per_s
-from bench.contents import COST_ONLY
 from bench.cost import read_bytes
 from bench.errors import BenchError
-from bench.layout import Spec, Table, build, of, percent, significant, tenths
 from bench.loop import Decoder
 from bench.measure import WARM_UP_TOKENS, Team
 from bench.memory import memory_limits
 from bench.noise import NoiseKey
 from bench.plan import Prompter
+from bench.profiles import NAME, Profile, Profiles
 from bench.record import TWIN
 from bench.run import LOCAL, free_directory
-from bench.sections import Report, Section
 from bench.sequences import Prompt, Sequences
 from bench.suite import DTYPES, RunSettings
-from bench.tables import environment
 from bench.terminal import console, show
 from bench.timing import PHASES, synchronize
-
-NAME = "profile"
-SHOWN = 15  # kernels of a method; the CSV has all
-STEP_NOTE = (
-    "Milliseconds per step. Phases and step: medians of the loop's own clock, without the profiler. Limit: time to "
-    "read all weights and the filled cache once at the measured copy bandwidth. Watched, busy, gaps: with the "
-    "profiler, the time from the first kernel to the last, the part in which a kernel ran, and the rest."
-)
-KERNEL_NOTE = (
-    "Per step, with the profiler. Share: of the watched time; kernels that overlap may sum to more than 100 %. "
-    "On a CPU: operators, each without those that it calls."
-)
-
-
-@dataclass(frozen=True)
-class Profile:
-    """A method's step; milliseconds per step."""
-
-    method: str
-    clock: dict[str, float]  # phases, step, limit
-    watched: dict[str, float]  # watched, busy, gaps
-    kernels: pd.DataFrame  # kernel, calls and ms per step, share; the longest first
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,8 +50,11 @@ def command(args: argparse.Namespace) -> int:
     settings, out = suite.chosen(named), console()
     directory = args.out or free_directory(NAME)
     destination.check(directory)
+    if (directory / journal.FILE).exists():
+        raise BenchError(f"{directory} holds other results already: choose another --out")
     with memory_limits(settings.device):
-        found = profiled(settings)
+        profiled(settings).save(directory)
+    found = profiles.compose(profiles.load(directory))
     paths = report.publish(found, directory, NAME)
     for table in found.sections[0].tables:
         show(table, out)
@@ -84,8 +62,8 @@ def command(args: argparse.Namespace) -> int:
     return 0
 
 
-def profiled(settings: RunSettings) -> Report:
-    """Every method of the settings that decodes in the loop, as a report."""
+def profiled(settings: RunSettings) -> Profiles:
+    """Every method of the settings that decodes in the loop."""
     questions = prompts.load(settings.prompts, settings.batch)
     target = zoo.load(settings.target, settings.device, DTYPES[settings.dtype])
     prompter = Prompter(target.tokenizer, settings.max_new_tokens, settings.raw)
@@ -97,7 +75,7 @@ def profiled(settings: RunSettings) -> Report:
     speed = copied_bytes_per_s(sequences.device)
     found = [profile(label, Decoder(team.build(label, sequences), sequences), batch, settings.max_new_tokens, speed)
              for label in team.methods if label != TWIN]
-    return compose(found, origin, COST_ONLY if target.random else "")
+    return Profiles(origin, target.random, found)
 
 
 def profile(method: str, decoder: Decoder, batch: list[Prompt], tokens: int, bytes_per_s: float) -> Profile:
@@ -114,7 +92,8 @@ def profile(method: str, decoder: Decoder, batch: list[Prompt], tokens: int, byt
     watched, busy = (last - first) / 1000 / steps, covered(spans) / 1000 / steps
     kernels = grouped(events, steps)
     kernels["share"] = kernels.ms / watched
-    return Profile(method, clock, {"watched": watched, "busy": busy, "gaps": watched - busy}, kernels)
+    return Profile(method, clock, {"watched": watched, "busy": busy, "gaps": watched - busy},
+                   kernels.to_dict("records"))
 
 
 @torch.inference_mode()
@@ -158,36 +137,3 @@ def plain(name: str) -> str:
     while (shorter := re.sub(r"<[^<>]*>", "", name)) != name:
         name = shorter
     return re.sub(r"(\(.*|_\d+)$", "", name).strip()
-
-
-def compose(found: Sequence[Profile], origin: dict, mark: str) -> Report:
-    """A table of steps, then one of kernels for every method."""
-    settings = origin["settings"]
-    facts = " · ".join([settings["target"], settings["dtype"], settings["device"], f"batch {settings['batch']}"])
-    tables = [steps(found), *(kernels(profile, number) for number, profile in enumerate(found))]
-    sections = [Section(NAME, "Where a step's time goes", [], tables, []),
-                Section("environment", "Environment", [], [environment(origin)], [])]
-    return Report(f"Profile: {settings['target']}", mark, facts, sections)
-
-
-def steps(found: Sequence[Profile]) -> Table:
-    """A row per method."""
-    frame = pd.DataFrame([{"method": profile.method, **profile.clock, **profile.watched} for profile in found])
-    frame["share"] = frame.limit / frame.step
-    columns = (*PHASES, "step", "limit")
-    spec: Spec = {"Method": of("method")} | {name.capitalize(): of(name, significant) for name in columns}
-    spec["Limit / step (%)"] = of("share", percent)
-    spec |= {name.capitalize(): of(name, significant) for name in ("watched", "busy", "gaps")}
-    return build("profile_steps", "A step (ms)", STEP_NOTE, frame, spec)
-
-
-def kernels(profile: Profile, number: int) -> Table:
-    """The longest kernels of a method."""
-    table = build(f"profile_kernels_{number}", profile.method, KERNEL_NOTE, profile.kernels.head(SHOWN), {
-        "Kernel": of("kernel"),
-        "Calls": of("calls", tenths),
-        "Each (µs)": lambda row: tenths(1000 * row.ms / row.calls),
-        "ms": of("ms", significant),
-        "Share (%)": of("share", percent),
-    })  # fmt: skip
-    return replace(table, frame=profile.kernels)

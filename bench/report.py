@@ -1,6 +1,7 @@
 """`python -m bench report RUN`: tables as Markdown, LaTeX and CSV, figures as PNG, and one HTML page, from records.
 
-The same records give the same bytes; the only dates are those that the run recorded. Nothing here imports torch.
+The same of `rows`, `learning` and `profile`, from what they keep. The same records give the same bytes; the only dates
+are those that the run recorded. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import curves, destination, learning
+from bench import curves, destination, learning, profiles
 from bench.contents import Run, load
 from bench.pages import html_page, latex_page, markdown_page
 from bench.sections import Report, compose
@@ -28,7 +29,8 @@ class Paths:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `report`."""
-    parser.add_argument("run", type=Path, metavar="RUN", help="directory of a run, of `rows` or of `learning`")
+    parser.add_argument("run", type=Path, metavar="RUN",
+                        help="directory of a run, of `rows`, of `learning` or of `profile`")  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: into RUN)")
 
 
@@ -47,11 +49,11 @@ def markdown(run: Run) -> str:
 
 
 def write(directory: str | Path, out: str | Path | None = None) -> Paths:
-    """Write the report of a run directory, of row-cost curves or of trainings, into it or into `out`.
+    """Write the report of a run directory, of row-cost curves, of trainings or of profiles, into it or into `out`.
 
     report.md, report.tex, report.html, tables/*.csv, figures/*.png. Raises BenchError as `command` does.
     """
-    for other in (curves, learning):
+    for other in (curves, learning, profiles):
         if (Path(directory) / other.FILE).exists():
             return publish(other.compose(other.load(directory)), Path(out or directory), other.NAME)
     return publish(compose(load(directory)), Path(out or directory))

@@ -1,12 +1,13 @@
 """The profile of a step: gaps, names, and numbers that belong together."""
 
+import json
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 from torch.autograd import DeviceType
 
-from bench import profile
+from bench import profile, profiles
 from bench.__main__ import main
 from bench.contents import COST_ONLY
 from bench.record import PHASES
@@ -68,6 +69,92 @@ def test_the_whole_on_a_tiny_model(tmp_path, capsys):
         products = kernels[kernels.kernel.isin(["aten::mm", "mkldnn::_linear_pointwise"])]
         assert products.calls.sum() >= 8  # two layers of four products, and the head
     assert "prompt_lookup:k=3" in capsys.readouterr().out
+
+
+def files(directory):
+    return {path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*.*")}
+
+
+def test_pages_are_made_again_from_what_is_kept(tmp_path):
+    flags = ["--target", "tiny", "--methods", "autoregressive", "--device", "cpu", "--max-new-tokens", "6"]
+    assert main(["profile", *flags, "--batch", "1", "--out", str(tmp_path / "first")]) == 0
+    written = files(tmp_path / "first")
+    pages = {f"profile.{ending}" for ending in ("json", "md", "tex", "html")}
+    tables = {f"tables/{name}.csv" for name in ("profile_steps", "profile_kernels_0", "environment")}
+    assert written.keys() == pages | tables
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again" / profiles.FILE).write_bytes(written[profiles.FILE])
+    assert main(["report", str(tmp_path / "again")]) == 0
+    assert files(tmp_path / "again") == written
+
+
+def kept(directory):
+    """A profile of one method with one kernel, on disk."""
+    clock, watched = dict.fromkeys(profiles.CLOCK, 1 / 7), dict.fromkeys(profiles.WATCHED, 2 / 3)
+    gemm = {"kernel": "gemm", "calls": 2.0, "ms": 0.1, "share": 1 / 3}
+    one = profiles.Profile("autoregressive", clock, watched, [gemm])
+    settings = {"target": "made-up", "dtype": "fp32", "device": "cpu", "batch": 3}
+    profiles.Profiles({"settings": settings}, False, [one]).save(directory)
+    return directory / profiles.FILE
+
+
+def test_what_is_kept_is_read_as_it_was(tmp_path):
+    before = kept(tmp_path).read_bytes()
+    profiles.load(tmp_path).save(tmp_path)
+    assert files(tmp_path) == {profiles.FILE: before}
+    assert main(["report", str(tmp_path)]) == 0
+    page = (tmp_path / "profile.md").read_text()
+    assert "made-up · fp32 · cpu · batch 3" in page and COST_ONLY not in page
+    line = next(line for line in page.splitlines() if line.startswith("| gemm"))
+    assert line.replace("|", " ").split() == ["gemm", "2.0", "50.0", "0.100", "33.3"]
+
+
+MISSING = object()
+
+
+@pytest.mark.parametrize(("path", "value"), [
+    ("provenance", MISSING), ("provenance", []), ("provenance settings", MISSING),
+    *((f"provenance settings {name}", MISSING) for name in ("target", "dtype", "device", "batch")),
+    ("random", MISSING), ("profiles", MISSING), ("profiles", []), ("profiles", 3),
+    *((f"profiles 0 {name}", MISSING) for name in ("method", "clock", "watched", "kernels")),
+    *((f"profiles 0 clock {name}", MISSING) for name in profiles.CLOCK),
+    *((f"profiles 0 watched {name}", MISSING) for name in profiles.WATCHED),
+    *((f"profiles 0 kernels 0 {name}", MISSING) for name in profiles.KERNEL),
+    ("profiles 0 clock step", "quick"), ("profiles 0 clock step", None), ("profiles 0 kernels 0 ms", "quick"),
+])  # fmt: skip
+def test_a_damaged_file_is_one_line(tmp_path, capsys, path, value):
+    file = kept(tmp_path)
+    *above, last = path.split()
+    node = whole = json.loads(file.read_text())
+    for name in above:
+        node = node[int(name) if isinstance(node, list) else name]
+    if value is MISSING:
+        del node[last]
+    else:
+        node[last] = value
+    file.write_text(json.dumps(whole))
+    check_damage(tmp_path, capsys)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "3"])
+def test_a_file_that_is_something_else_is_one_line(tmp_path, capsys, text):
+    kept(tmp_path).write_text(text)
+    check_damage(tmp_path, capsys)
+
+
+def check_damage(directory, capsys):
+    assert main(["report", str(directory)]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"{directory / profiles.FILE} is damaged" in line and line.endswith("measure again")
+    assert [path.name for path in directory.iterdir()] == [profiles.FILE]
+
+
+def test_a_directory_of_other_results_is_left_alone(tmp_path, capsys):
+    (tmp_path / "provenance.json").write_text("{}")
+    assert main(["profile", "--target", "tiny", "--device", "cpu", "--out", str(tmp_path)]) == 2
+    assert "holds other results already: choose another --out" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["provenance.json"]
+
 
 
 @pytest.mark.parametrize("flags", ["--repeats 2", "--part 1/2", "--limit 3", "--methods nothing"])

@@ -15,9 +15,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from bench import curves, learning, profiles
 from bench.contents import load
 from bench.pages import latex_page, markdown_page
-from bench.sections import compose
+from bench.sections import Report, compose
 from bench.suite import SUITES
 
 ROOT = Path(__file__).parents[1]
@@ -31,6 +32,8 @@ COLUMNS = {  # head of a leaderboard -> columns of the run's tables, and what th
     "Rows": (["rows_per_step"], 1), "Tokens/s": (["tokens_per_s"], 1), "Quality (%)": (["quality"], 100),
 }  # fmt: skip
 STANDARD = SUITES["standard"]
+KEPT = [(kind, path.parent) for kind in (curves, learning, profiles)
+        for path in sorted(ROOT.glob(f"results/runs/*/{kind.FILE}"))]  # fmt: skip
 NO_RESULTS = (  # what a sentence may say without a table
     "Python 3.11 or newer", "Qwen2 and 2.5", "95 %", "excludes 1",
     f"{STANDARD.limit} questions", f"{STANDARD.limit} bundled questions", f"{STANDARD.max_new_tokens} new tokens",
@@ -200,20 +203,29 @@ def test_there_is_something_to_check():
     runs = [folder for part in found for folder in part.linked if (folder / "verdicts.json").exists()]
     assert runs
     assert all(facts(folder, "autoregressive") for folder in runs)
+    assert {kind for kind, _ in KEPT} == {curves, learning, profiles}
+
+
+def check_pages(report: Report, directory: Path, name: str) -> None:
+    """Texts and tables, byte for byte: `python -m bench report` mends this. Figures depend on matplotlib too."""
+    assert (directory / f"{name}.md").read_text(encoding="utf-8") == markdown_page(report)
+    assert (directory / f"{name}.tex").read_text(encoding="utf-8") == latex_page(report)
+    tables = [table for section in report.sections for table in section.tables]
+    assert {path.name: path.read_text(encoding="utf-8") for path in (directory / "tables").iterdir()} == {
+        f"{table.name}.csv": table.csv for table in tables}
+    pictures = [picture.name for section in report.sections for picture in section.pictures]
+    assert {path.stem for path in directory.glob("figures/*")} == set(pictures)
 
 
 @pytest.mark.parametrize("run", sorted({path.parent for path in ROOT.glob("results/runs/*/records.jsonl*")}),
                          ids=lambda run: run.name)
 def test_reports_are_what_the_records_say(run):
-    """Texts and tables, byte for byte: `python -m bench report RUN` mends this. Figures depend on matplotlib too."""
-    report = compose(load(run))
-    assert (run / "report.md").read_text(encoding="utf-8") == markdown_page(report)
-    assert (run / "report.tex").read_text(encoding="utf-8") == latex_page(report)
-    tables = [table for section in report.sections for table in section.tables]
-    assert {path.name: path.read_text(encoding="utf-8") for path in (run / "tables").iterdir()} == {
-        f"{table.name}.csv": table.csv for table in tables}
-    pictures = [picture.name for section in report.sections for picture in section.pictures]
-    assert {path.stem for path in (run / "figures").iterdir()} == set(pictures)
+    check_pages(compose(load(run)), run, "report")
+
+
+@pytest.mark.parametrize(("kind", "directory"), KEPT, ids=[directory.name for _, directory in KEPT])
+def test_other_pages_are_what_is_kept_of_their_numbers(kind, directory):
+    check_pages(kind.compose(kind.load(directory)), directory, kind.NAME)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.parent.name)
