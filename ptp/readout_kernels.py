@@ -18,6 +18,8 @@ from ptp.sequential import SequentialReadout
 
 NARROWED, WIDENED, LISTED = 4, 4, 16  # rows of each weight per program
 ROWS = 2  # most that are served: every row reads the weights for itself, and four took as long as compiled
+WIDEST = 1024  # most elements of a head input: 576 were measured; 16 rows of 4096 do not fit into registers
+LONGEST = 1 << 16  # most rows of a head: who adds up the parts of 2 ** 17 takes all registers
 EPS = tl.constexpr(torch.finfo(torch.float32).eps)  # of `rms_norm` without one, for half precision too
 EDGE = tl.constexpr(1e-6)  # chances are kept so far from 0 and 1 when their log-odds are taken
 
@@ -97,9 +99,10 @@ def likeliest_kernel(x, weight, ids, tops, totals, firsts, arrived, tokens, scor
 
 
 def serves(hidden: Tensor, weight: Tensor) -> bool:
-    """Whether head inputs [.., hidden] and the weight that they meet first can be served."""
+    """Whether head inputs [.., hidden] and the weight [rows, ..] that they meet first can be served."""
     half = hidden.dtype == weight.dtype and hidden.dtype in (torch.bfloat16, torch.float16)
-    return half and hidden.numel() <= ROWS * hidden.shape[-1]
+    small = hidden.shape[-1] <= WIDEST and len(weight) <= LONGEST
+    return half and small and hidden.numel() <= ROWS * hidden.shape[-1]
 
 
 @torch.compiler.disable
