@@ -92,6 +92,7 @@ def likeliest_kernel(x, weight, ids, tops, totals, firsts, arrived, tokens, scor
         each = tl.load(tops + parts, there, float("-inf"), cache_modifier=".cg")
         peak = tl.max(each, 0)
         first = tl.min(tl.load(firsts + parts, there & (each == peak), LISTED, cache_modifier=".cg"), 0)
+        first = tl.minimum(first, LISTED - 1)  # no logit equals the highest if all are NaN
         total = tl.sum(tl.exp(each - peak) * tl.load(totals + parts, there, 0.0, cache_modifier=".cg"), 0)
         chance = tl.minimum(tl.maximum(1 / total, EDGE), 1 - EDGE)
         tl.store(tokens + row, first.to(tl.int64) if ids is None else tl.load(ids + first))

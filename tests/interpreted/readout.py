@@ -17,7 +17,7 @@ def check(rows, hidden, width, listed, vocab):
     readout.widen.data.normal_(0, 0.2)
     readout = readout.to(DTYPE).requires_grad_(False)
     embedding, before = torch.randn(vocab, hidden, dtype=DTYPE) / 20, torch.randint(0, vocab, (rows, 1))
-    said = torch.randn(rows, 1, hidden, dtype=DTYPE)
+    said = torch.randn(rows, 2, hidden, dtype=DTYPE)[:, 1:]  # rows apart, as of one slot of several
     expected = readout(said, embedding[before])
     found = readout_kernels.corrected(readout, embedding, said, before)
     assert (found - expected).abs().max() < FAR * 2, (rows, hidden, (found - expected).abs().max())
@@ -29,6 +29,8 @@ def check(rows, hidden, width, listed, vocab):
     draft, (tokens, scores) = by_arg_max(logits).named(head), readout_kernels.likeliest(said, head)
     assert torch.equal(tokens, draft.tokens), (tokens, draft.tokens)
     assert torch.allclose(scores.sigmoid(), draft.score.sigmoid(), atol=1e-5, rtol=0), (scores, draft.score)
+    broken, _ = readout_kernels.likeliest(torch.full_like(said, torch.nan), head)  # whose embeddings are looked up next
+    assert torch.isin(broken, torch.arange(vocab) if ids is None else ids).all(), broken
     assert not readout_kernels.arrived(said.device).any(), "a launch left its counter behind"
 
 
