@@ -186,7 +186,10 @@ def worded(value: Any) -> str:
 
 
 def find_device(name: str) -> str:
-    """The device that a name means: "auto" takes the GPU if there is one. BenchError if there is no such device."""
+    """The device that a name means: "auto" takes the GPU if there is one. BenchError if there is no such device.
+
+    `cuda:N` becomes the current one: there Triton launches, events are recorded, and pinned memory is mapped.
+    """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, index = name.partition(":")
@@ -195,6 +198,8 @@ def find_device(name: str) -> str:
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
         raise BenchError(f"there is no device {name}: this machine has {torch.cuda.device_count()} CUDA devices that "
                          "torch can use; leave --device out, or use --device cpu")
+    if index:
+        torch.cuda.set_device(name)
     return name
 
 

@@ -78,6 +78,15 @@ def test_a_cpu_gets_few_rows(monkeypatch):
         assert rows[0][name].k == rows[0]["ptp"].k
 
 
+def test_a_card_that_is_named_is_the_current_one(monkeypatch):
+    """What takes no device, as a launch by Triton, goes there; without a number nothing is chosen."""
+    current = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    assert [suite.find_device(name) for name in ("cuda", "cpu", "cuda:1")] == ["cuda", "cpu", "cuda:1"]
+    assert current == ["cuda:1"]
+
+
 def test_noise_is_shuffled_only_where_there_is_some():
     paper = ("--suite", "paper", "--target", "tiny", "--device", "cpu")
     assert "ptp:k=3:slots=10:shuffled=true" in chosen(named(*paper)).methods
