@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.cache import Cache
 from bench.config import Config
 from bench.model import Transformer
 from bench.zoo.synthetic import SHAPES
@@ -53,3 +54,29 @@ def test_tiles_fit_in_shared_memory(config, rows, sets):
         swiglu = weight is block.gate_up
         tile = Product(rows, weight, weight, swiglu=swiglu).tile(sets * rows, len(weight) // (2 if swiglu else 1))
         assert shared(tile, swiglu) <= SHARED, (tile, weight.shape)
+
+
+@pytest.mark.parametrize(("rows", "shape", "patient", "expected"), [
+    (1, (576, 1536), False, {"PDL": 1, "launch_pdl": True}),
+    (64, (576, 1536), True, {"PDL": 3, "launch_pdl": True}),
+    (16, (4096, 4096), True, {"PDL": 0}),
+    (17, (4096, 4096), True, {"PDL": 2, "launch_pdl": True}),
+    (64, (49152, 576), False, {"PDL": 0}),
+])
+def test_who_comes_early(monkeypatch, rows, shape, patient, expected):
+    from bench import fused
+
+    weight = torch.empty(shape, device="meta")
+    assert fused.overlap(rows, weight, patient) == {"PDL": 0}  # no Hopper
+    monkeypatch.setattr(fused, "overlaps", lambda device: True)
+    assert fused.overlap(rows, weight, patient) == expected
+
+
+def test_those_behind_out_and_down_come_late():
+    from bench.fused import FusedForward
+
+    with torch.device("meta"):
+        model = Transformer(replace(SMOLLM2_135M, layers=2))
+    products = FusedForward(model, Cache(model.config, 1, 64, model.norm)).products(1, None)
+    assert [product.patient for product in products] == [False, True, False, True] * 2
+    assert [product.ahead for product in products] == [*products[2:], None, None]
