@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from bench import curves, learning, profiles
+from bench import batches, curves, learning, profiles, project
 from bench.contents import load
 from bench.pages import latex_page, markdown_page
 from bench.sections import Report, compose
@@ -226,6 +226,24 @@ def test_reports_are_what_the_records_say(run):
 @pytest.mark.parametrize(("kind", "directory"), KEPT, ids=[directory.name for _, directory in KEPT])
 def test_other_pages_are_what_is_kept_of_their_numbers(kind, directory):
     check_pages(kind.compose(kind.load(directory)), directory, kind.NAME)
+
+
+def named(run: str) -> Path:
+    """A published run by the end of its name."""
+    [found] = ROOT.glob(f"results/runs/*-{run}")
+    return found
+
+
+def test_batches_are_what_their_runs_say():
+    runs = [load(named(f"batch{size}-h100-8b13927")) for size in (1, 4, 16, 64)]
+    check_pages(batches.compose(runs), named("batches-h100-8b13927"), batches.NAME)
+
+
+def test_the_projection_is_what_its_run_and_curves_say():
+    rows = ("smollm2-135m-h200-cfa09d4", "smollm2-1.7b-h200-1d52db3", "llama-7b-h200-cfa09d4", "llama-8b-h200-1d52db3")
+    found = [curve for name in rows for curve in curves.load(named(f"rows-{name}")).curves]
+    page = project.compose(load(named("paper-sampled-h200-cfa09d4")), found)
+    check_pages(page, named("projection-h200-cfa09d4"), project.NAME)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.parent.name)
