@@ -37,6 +37,12 @@ def place(run: Path | None, out: Path | None) -> Path | None:
     return directory
 
 
+def unused(directory: Path) -> None:
+    """BenchError where other results lie, which new ones would overwrite or hide."""
+    if (directory / FILE).exists():
+        raise BenchError(f"{directory} holds other results already: choose another --out")
+
+
 def until_stopped(measured: Iterable[tuple[str, T]]) -> tuple[dict[str, T], int]:
     """By method, and the exit status: after Ctrl-C what was ready by then, and 130."""
     found = {}

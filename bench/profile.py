@@ -50,8 +50,7 @@ def command(args: argparse.Namespace) -> int:
     settings, out = suite.chosen(named), console()
     directory = args.out or free_directory(NAME)
     destination.check(directory)
-    if (directory / journal.FILE).exists():
-        raise BenchError(f"{directory} holds other results already: choose another --out")
+    journal.unused(directory)
     with memory_limits(settings.device):
         profiled(settings).save(directory)
     found = profiles.compose(profiles.load(directory))

@@ -106,6 +106,7 @@ def measure(args: argparse.Namespace, directory: Path) -> None:
     """Replays of every point and where they come from, written to a new directory."""
     if (directory / curves.FILE).exists():
         raise BenchError(f"{directory} holds curves already: choose another --out")
+    journal.unused(directory)
     destination.check(directory)
     plan, device = Plan(args.rows, args.context, args.steps), find_device(args.device)
     dtype = find_dtype(args.dtype, device)

@@ -156,7 +156,6 @@ def test_a_directory_of_other_results_is_left_alone(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["provenance.json"]
 
 
-
 @pytest.mark.parametrize("flags", ["--repeats 2", "--part 1/2", "--limit 3", "--methods nothing"])
 def test_bad_input_is_one_line(capsys, flags):
     assert main(["profile", "--suite", "smoke", *flags.split()]) == 2

@@ -114,6 +114,13 @@ def test_bad_input_is_one_line(capsys, tmp_path, monkeypatch, flags, words):
     assert not list(tmp_path.iterdir())
 
 
+def test_another_result_keeps_its_provenance(tmp_path, capsys):
+    (tmp_path / "provenance.json").write_text("{}")
+    assert main(["rows", "--target", "tiny", "--device", "cpu", "--out", str(tmp_path)]) == 2
+    assert "holds other results already: choose another --out" in capsys.readouterr().err
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["{}"]
+
+
 def test_curves_are_not_overwritten_and_damage_is_told(tmp_path):
     directory = replays(tmp_path / "a")
     assert main(["rows", "--target", "tiny", "--out", str(directory)]) == 2
