@@ -23,12 +23,19 @@ def writing(directory: Path) -> Iterator[None]:
         yield
 
 
-def put(path: Path, text: str) -> None:
-    """Replace a file in one go, and make its directory for it. BenchError where either fails."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Where the block writes what then replaces a file in one go. Makes its directory; BenchError where that fails."""
     fresh = path.with_name(f".{path.name}")
     with writing(path.parent):
-        fresh.write_text(text, encoding="utf-8")
+        yield fresh
         fresh.replace(path)
+
+
+def put(path: Path, text: str) -> None:
+    """Replace a file by a text."""
+    with replacing(path) as fresh:
+        fresh.write_text(text, encoding="utf-8")
 
 
 @contextmanager

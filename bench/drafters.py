@@ -110,10 +110,8 @@ def save(path: Path, module: nn.Module, card: Card) -> Card:
     """Write a module in one go; the card with its hash."""
     tensors = packed(module)
     card = replace(card, sha256=digest(tensors), relative=bool(origin(module)))
-    fresh = path.with_name(f".{path.name}")
-    with destination.writing(path.parent):
+    with destination.replacing(path) as fresh:
         save_file(tensors, fresh, metadata={"card": json.dumps(asdict(card))})
-        fresh.replace(path)
     return card
 
 

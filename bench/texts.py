@@ -80,10 +80,8 @@ class Shard:
         tensors = {"ids": np.concatenate([t.ids for t in self.texts] or [empty]).astype(np.int32),
                    "places": np.array([p + (0,) * (width - len(p)) for p in places], np.int32).reshape(-1, width)}
         about = {"origin": asdict(self.origin), "dropped": self.dropped}
-        fresh = path.with_name(f".{path.name}")
-        with destination.writing(path.parent):
+        with destination.replacing(path) as fresh:
             save_file(tensors, fresh, metadata={"shard": json.dumps(about)})
-            fresh.replace(path)
 
     @staticmethod
     def load(path: Path) -> "Shard":
