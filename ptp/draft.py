@@ -13,6 +13,7 @@ from bench.shortlist import Head
 
 CHOICE = ("argmax", "pick", "blurred")
 DRAWS = (*CHOICE, "greedy")  # greedy: the arg max of a student that was given no noise, for temperature 0
+EDGE = 1e-6  # chances are kept so far from 0 and 1 when their log-odds are taken
 
 
 @dataclass
@@ -61,7 +62,7 @@ def kernels_for(hidden: Tensor, weight: Tensor) -> Any:
 def by_arg_max(logits: Tensor) -> Draft:
     """The likeliest token; its score is the log-odds of its probability."""
     best = logits.max(-1)
-    return Draft(best.indices, (best.values - logits.logsumexp(-1)).exp().logit(eps=1e-6))
+    return Draft(best.indices, (best.values - logits.logsumexp(-1)).exp().logit(eps=EDGE))
 
 
 def by_pick(logits: Tensor, noise: Tensor, law: Law) -> Draft:
@@ -76,4 +77,4 @@ def by_pick(logits: Tensor, noise: Tensor, law: Law) -> Draft:
 def by_blurred_pick(logits: Tensor, noise: Tensor, law: Law, width: float) -> Draft:
     """The token whose bin holds most of a bump around `u`; its score is the log-odds of its share of it."""
     held = hold(noise, logits, replace(law, top_p=1.0), width)
-    return Draft(held.ids, held.share.logit(eps=1e-6).float())
+    return Draft(held.ids, held.share.logit(eps=EDGE).float())

@@ -14,14 +14,15 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from bench.fused import overlaps
 from bench.shortlist import Head
+from ptp import draft
 from ptp.sequential import SequentialReadout
 
 NARROWED, WIDENED, LISTED = 4, 4, 16  # rows of each weight per program
 ROWS = 2  # most that are served: every row reads the weights for itself, and four took as long as compiled
 WIDEST = 1024  # most elements of a head input: 576 were measured; 16 rows of 4096 do not fit into registers
 LONGEST = 1 << 16  # most rows of a head: who adds up the parts of 2 ** 17 takes all registers
+EDGE = tl.constexpr(draft.EDGE)
 EPS = tl.constexpr(torch.finfo(torch.float32).eps)  # of `rms_norm` without one, for half precision too
-EDGE = tl.constexpr(1e-6)  # chances are kept so far from 0 and 1 when their log-odds are taken
 
 
 @triton.jit
